@@ -1,0 +1,58 @@
+# Two commands: `make demo` and `make test`. Each sets up .venv on its first call and installs nothing afterwards.
+#
+# SHARD_TORCH_INDEX=URL  take torch from this package index (where `torch==2.13.0` alone is not a CPU build)
+# PYTHON=python3.12      the interpreter for .venv (3.11 or newer)
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Downloads of this size want more patience than pip's default.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --timeout 120
+
+.PHONY: demo test unit lint format lock seed-model kill-test clean help
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(STAMP)  ## The whole method on a toy model: prompts in, report out
+	$(BIN)/shard-dist run configs/demo.yaml
+
+test: $(STAMP)  ## Every test
+	$(BIN)/python -m pytest
+
+unit: $(STAMP)  ## Tests without Ray, vLLM or DeepSpeed: under a minute
+	$(BIN)/python -m pytest -m "not ray and not vllm and not zero and not e2e"
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+seed-model: $(STAMP)  ## Train the demo's toy model again (about 25 minutes on 2 cores)
+	$(BIN)/python -m shard_dist.demo.build_seed
+
+kill-test: $(STAMP)  ## Kill the demo in generation, training and evaluation; count what was done twice
+	$(BIN)/python tests/soak/kill_demo.py
+
+lock:  ## Resolve requirements/cpu.in again (needs uv)
+	uv pip compile --quiet --no-header --no-annotate --python-version 3.11 requirements/cpu.in \
+	    --override requirements/overrides.txt --output-file requirements/cpu.lock
+	sed -i 's/^torch==2\.13\.0+cpu$$/torch==2.13.0/' requirements/cpu.lock
+
+clean:  ## Remove .venv and caches; runs stay
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(STAMP): requirements/cpu.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shard_dist needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv: a few minutes and about 4 GB, once"
+	$(if $(SHARD_TORCH_INDEX),$(PIP) --index-url $(SHARD_TORCH_INDEX) torch==2.13.0)
+	$(PIP) -r requirements/cpu.lock
+	$(PIP) --no-build-isolation --editable .
+	@$(BIN)/python -c 'import torch, sys; sys.exit(torch.version.cuda and "torch is a CUDA build: set SHARD_TORCH_INDEX to an index with CPU builds and call make clean first")' \
+	    || { echo "torch does not import as a CPU build; see SHARD_TORCH_INDEX in the Makefile" >&2; exit 1; }
+	@touch $(STAMP)
