@@ -1,0 +1,41 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import warnings
+
+import ray
+
+from shard_dist.config.schema import ClusterConfig
+
+# Logical CPUs of a cluster on this machine, at least: two training processes are placed on a laptop of one core too.
+LEAST_CPUS = 4
+
+
+def join(config: ClusterConfig) -> None:
+    """Have a Ray cluster from now on, unless there is one. Raises ValueError where the named one is not there."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    if address:
+        if config.cpus:
+            warnings.warn("cluster.cpus has no effect on a cluster that is joined", stacklevel=2)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise ValueError(f"cluster.address: no Ray cluster at {address!r}: {error}") from error
+        return
+    # Whoever reaches a cluster's ports can run code on it. Ray 2.60 turns token authentication on for clusters that it
+    # starts; a token of this run's own keeps Ray from writing one into the home directory.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    cpus = config.cpus or max(os.cpu_count() or 1, LEAST_CPUS)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def leave() -> None:
+    """Leave the cluster; one that `join` started ends."""
+    ray.shutdown()

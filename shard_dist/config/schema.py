@@ -1,0 +1,283 @@
+"""The configuration: one tree of dataclasses, one docstring line under every field.
+
+Checks that need more than one field live in `config/check.py`; types and unknown keys are OmegaConf's to refuse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class SourceKind(StrEnum):
+    do_not_answer = "do_not_answer"
+    linguasafe = "linguasafe"
+    xstest = "xstest"
+    table = "table"
+
+
+class Backend(StrEnum):
+    vllm = "vllm"
+    http = "http"
+    fake = "fake"
+
+
+class JudgeKind(StrEnum):
+    rule = "rule"
+    llm = "llm"
+
+
+class OnChange(StrEnum):
+    error = "error"
+    redo = "redo"
+
+
+class WandbMode(StrEnum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class RunConfig:
+    name: str = ""
+    """Name of the run; empty: the configuration file's name."""
+    dir: str = ""
+    """Directory of the run; empty: runs/<name>."""
+    seed: int = 0
+    """Seeds the split, every request and the training order."""
+    on_change: OnChange = OnChange.error
+    """The directory holds a run of another configuration: `error` stops, `redo` redoes the stages that it touches."""
+
+
+@dataclass
+class ClusterConfig:
+    address: str = ""
+    """Ray cluster to join ("auto" or host:port); empty: RAY_ADDRESS if set, else a cluster on this machine."""
+    cpus: int = 0
+    """CPUs of the cluster on this machine; 0: all of them. No effect where a cluster is joined."""
+
+
+@dataclass
+class SourceConfig:
+    kind: SourceKind = MISSING
+    """Which reader: do_not_answer, linguasafe, xstest, or table (any file or hub data set with `columns`)."""
+    path: str = ""
+    """A CSV, JSONL or Parquet file. Either this or `hub`."""
+    hub: str = ""
+    """A data set on the Hugging Face hub; empty with an empty path: the kind's own hub id."""
+    hub_split: str = "train"
+    """Which split of the hub data set."""
+    name: str = ""
+    """The `dataset` half of every prompt's key; empty: the kind, or for tables the file's name."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """For tables: our field -> their column. id, text, category, subcategory, level, language, source, group."""
+    language: str = ""
+    """Keep prompts of this language only; empty: all."""
+    limit: int = 0
+    """Keep the first n rows (of that language); 0: all."""
+
+
+@dataclass
+class SplitConfig:
+    val: float = 0.1
+    """Share of prompts for validation."""
+    test: float = 0.2
+    """Share of prompts for the test set, which is never generated for or trained on."""
+
+
+@dataclass
+class DataConfig:
+    sources: list[SourceConfig] = MISSING
+    """Where prompts come from."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    max_chars: int = 50_000
+    """Longer prompts are kept out with a reason before anything tokenises them."""
+
+
+@dataclass
+class FakeConfig:
+    latency: float = 0.0
+    """Seconds per call."""
+    error_rate: float = 0.0
+    """Share of calls that raise a transient engine error."""
+    refusal_rate: float = 0.5
+    """Share of plain answers that refuse."""
+
+
+@dataclass
+class ModelConfig:
+    backend: Backend = Backend.vllm
+    """vllm, http (any OpenAI-compatible server) or fake (tests)."""
+    model: str = MISSING
+    """Directory, hub id, or the server's model name."""
+    revision: str = ""
+    """Hub revision; empty: the default branch."""
+    tokenizer: str = ""
+    """Tokenizer directory or hub id where it is not the model's."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Passed to vLLM's AsyncEngineArgs as they are."""
+    engines: int = 1
+    """How many engines of this model."""
+    window: int = 0
+    """Calls in flight per engine; 0: 1.1 x max_num_seqs."""
+    gpus: float = 0
+    """GPUs per engine (its tensor-parallel size as a rule)."""
+    cpus: float = 1
+    """CPUs that Ray reserves per engine."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the engine's process."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed to the chat template (enable_thinking and the like)."""
+    reasoning_parser: str = ""
+    """vLLM's parser that splits a reasoning model's thinking from its answer (deepseek_r1, qwen3, ...)."""
+    boot_timeout: float = 1800
+    """Seconds that an engine may take to load."""
+    base_url: str = ""
+    """http: the server's address, ending in /v1."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """http: name of the environment variable that holds the key. Keys are read from nowhere else."""
+    timeout: float = 600
+    """http: seconds per request."""
+    max_retries: int = 6
+    """http: retries of a failed request, with exponential back-off and Retry-After honoured."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Leave off unless you have read that code."""
+    fake: FakeConfig = field(default_factory=FakeConfig)
+    """fake: injected latency and faults."""
+
+
+@dataclass
+class SamplingConfig:
+    temperature: float = 0.3
+    """0 decodes greedily."""
+    top_p: float = 1.0
+    """Nucleus."""
+    max_tokens: int = 2000
+    """Longest completion."""
+    n: int = 1
+    """Samples per request."""
+
+
+@dataclass
+class RecipeConfig:
+    name: str = "shard"
+    """Which recipe."""
+    generator: str = "student"
+    """Role of `models` that writes rewrites and reframed answers: student is self-distillation."""
+    templates: str = "shard"
+    """Template set: a directory under shard_dist/prompts/templates, or a path to one of your own."""
+    guidelines: bool = True
+    """Let the generator write guidelines per category, once, and use them in the rewrite."""
+    rewrite_attempts: int = 3
+    """How often a rewrite that is no valid JSON is asked for again, with another seed."""
+    guideline_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=800))
+    rewrite_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=512))
+    answer_sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Draft and reframed answer, and every arm's answers in evaluation."""
+
+
+@dataclass
+class SelectConfig:
+    judge: JudgeKind = JudgeKind.llm
+    """llm, or rule: the deterministic judge of the demo."""
+    judge_role: str = "judge"
+    """Role of `models` that judges (llm)."""
+    judge_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_tokens=512))
+    judge_attempts: int = 2
+    """How often an unparsable verdict is asked for again."""
+    keep_benign_ties: bool = True
+    """Keep benign prompts (level 0) whose answer the reframing left as good as it was: they hold the model in place."""
+
+
+@dataclass
+class TrainConfig:
+    epochs: float = 3.0
+    """Passes over the examples."""
+    learning_rate: float = 1e-5
+    """Peak rate. The authors give LoRA rates only (1e-4, 2e-5); for full parameters 1e-5 is our choice."""
+    min_learning_rate_ratio: float = 0.1
+    """The cosine ends at this share of the peak."""
+    warmup_ratio: float = 0.05
+    """Share of optimizer steps for linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """AdamW's betas."""
+    max_grad_norm: float = 1.0
+    """Clip the global gradient norm here."""
+    global_batch_size: int = 64
+    """Examples per optimizer step over all ranks and accumulation steps."""
+    micro_batch_size: int = 1
+    """Examples per rank and forward pass."""
+    max_tokens: int = 4096
+    """Longer examples are kept out and counted, not truncated."""
+    workers: int = 1
+    """Processes (GPUs)."""
+    gpus_per_worker: float = 1
+    """0 trains on the CPU with gloo."""
+    cpus_per_worker: float = 1
+    """CPUs that Ray reserves per process."""
+    bf16: bool = True
+    """bfloat16 weights with fp32 master weights; off: fp32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Merged into the DeepSpeed configuration; a key that we set ourselves is refused."""
+    checkpoint_every: int = 100
+    """Optimizer steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many complete checkpoints stay."""
+    eval_every: int = 50
+    """Optimizer steps between validation passes; 0: only at the end."""
+    max_failures: int = 3
+    """How often Ray Train restarts a failed worker group."""
+    threads: int = 0
+    """torch threads per process on a CPU; 0: torch's default."""
+
+
+@dataclass
+class EvaluateConfig:
+    judge: JudgeKind = JudgeKind.llm
+    """llm, or rule: the deterministic judge of the demo."""
+    judge_role: str = "judge"
+    """Role of `models` that judges (llm)."""
+    judge_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_tokens=512))
+    judge_attempts: int = 2
+    """How often an unparsable verdict is asked for again."""
+    confidence: float = 0.95
+    """Level of every interval."""
+
+
+@dataclass
+class ReportConfig:
+    samples: int = 200
+    """Side-by-side samples on the page; 0: every test prompt."""
+
+
+@dataclass
+class TrackingConfig:
+    wandb: WandbMode = WandbMode.offline
+    """offline, online or disabled. A plain JSONL is always written."""
+    project: str = "shard-dist"
+    """W&B project."""
+    heartbeat: float = 10.0
+    """Seconds between progress lines when there is no terminal."""
+
+
+@dataclass
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    models: dict[str, ModelConfig] = MISSING
+    """Roles: student always; teacher, judge and others as the recipe and the judges name them."""
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

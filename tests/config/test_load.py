@@ -1,0 +1,163 @@
+"""The configuration: every fault stops with the key, the file and the nearest spelling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shard_dist.config.load import as_dict, identity, load_config, redacted
+
+MINIMAL = """
+data:
+  sources: [{kind: do_not_answer, hub: some/data}]
+models:
+  student: {model: some/model}
+  judge: {model: other/model}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_name_and_directory_follow_from_the_file(file: Path) -> None:
+    config = load_config(file)
+    assert (config.run.name, config.run.dir) == ("small", "runs/small")
+
+
+def test_overrides_win_and_keep_their_neighbours(file: Path) -> None:
+    config = load_config(
+        file,
+        [
+            "train.learning_rate=3e-5",
+            "models.student.engine_args.seed=7",
+            "data.sources[0].limit=5",
+            "models.teacher.model=t",
+        ],
+    )
+    assert config.train.learning_rate == 3e-5
+    assert config.models["student"].engine_args == {"seed": 7}
+    assert (config.data.sources[0].limit, config.data.sources[0].hub) == (5, "some/data")
+    assert config.models["teacher"].model == "t"
+
+
+def test_a_list_given_in_an_override_replaces_the_old_one(file: Path, root: Path) -> None:
+    source = root / "pyproject.toml"
+    config = load_config(file, [f"data.sources=[{{kind: xstest, path: {source}}}]"])
+    assert [(source.kind, source.hub) for source in config.data.sources] == [("xstest", "")]
+
+
+def test_included_files_come_first_and_relative_to_the_includer(file: Path) -> None:
+    (file.parent / "sub").mkdir()
+    outer = file.parent / "sub" / "outer.yaml"
+    outer.write_text("include: [../small.yaml]\nrun: {seed: 9}\nmodels: {student: {revision: abc}}\n")
+    config = load_config(outer)
+    assert (config.run.seed, config.run.name) == (9, "outer")
+    assert (config.models["student"].model, config.models["student"].revision) == ("some/model", "abc")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("train.learnin_rate=1", "did you mean 'train.learning_rate'"),
+        ("learning_rate=1", "did you mean 'train.learning_rate'"),
+        ("models.student.modle=x", "did you mean 'models.student.model'"),
+        ("recpe.name=x", "did you mean 'recipe'"),
+        ("+train.epochs=1", "write 'train.epochs=1'"),
+        ("train.epochs", "write key=value"),
+        ("train.epochs=many", "train.epochs"),
+        ("select.judge=oracle", "expected one of [rule, llm]"),
+        ("data.sources[4].limit=1", "no entry 4; the list has 1"),
+        ("data.split.val=0.9", "data.split"),
+        ("train.global_batch_size=7 train.workers=2", "override"),
+        ("models.student.engine_args.model=x", "set models.student.model instead"),
+        ("models.student.model=./nowhere", "no config.json there"),
+        ("recipe.generator=teacher", "models.teacher is missing"),
+        ("recipe.templates=toy", "lacks judge_helpfulness.user.j2"),
+        ("recipe.templates=nowhere", "no template set 'nowhere'; shipped sets: ['shard', 'toy']"),
+        ("models.judge.backend=http", "models.judge.base_url"),
+        ("models.student.backend=http", "cannot be trained"),
+        ("data.sources=[]", "data.sources is empty"),
+        ("data.sources=[{kind: table, path: missing.csv, columns: {text: t}}]", "no file 'missing.csv'"),
+    ],
+)
+def test_a_faulty_override_is_refused_by_name(file: Path, word: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        load_config(file, [word])
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: {epochz: 1}", "did you mean 'train.epochs'"),
+        ("train: 5", "TrainConfig"),
+        ("- a list", "a configuration is a mapping"),
+        ("train: {epochs: [", "is no valid YAML"),
+        ("include: [nowhere.yaml]", "cannot read the configuration"),
+        ("include: [self.yaml]", "includes itself"),
+        ("run: {seed: 1}", "data.sources"),
+    ],
+)
+def test_a_faulty_file_is_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "self.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r".") as caught:
+        load_config(path)
+    assert expected in str(caught.value)
+    assert "self.yaml" in str(caught.value)
+
+
+def test_batches_that_do_not_divide_are_refused(file: Path) -> None:
+    with pytest.raises(ValueError, match="no multiple of workers x micro_batch_size"):
+        load_config(file, ["train.global_batch_size=6", "train.workers=4"])
+
+
+def test_a_setting_without_effect_is_warned_of(file: Path) -> None:
+    with pytest.warns(UserWarning, match=r"models\.teacher is used by nothing"):
+        load_config(file, ["models.teacher.model=x"])
+
+
+def test_secrets_are_redacted_wherever_they_hide() -> None:
+    value = {
+        "api_key": "abc",
+        "env": {"HF_TOKEN": "abc", "PATH": "/bin"},
+        "base_url": "http://user:pass@host/v1",
+        "note": "use hf_abcdefghijkl",
+        "api_key_env": "OPENAI_API_KEY",
+        "max_tokens": 5,
+        "tokenizer": "some/tokenizer",
+    }
+    text = yaml.safe_dump(redacted(value))
+    assert "abc" not in text.replace("<redacted>", "")
+    assert "user:pass" not in text
+    for kept in ("OPENAI_API_KEY", "max_tokens: 5", "some/tokenizer", "/bin"):
+        assert kept in text
+
+
+def test_how_a_run_is_carried_out_is_no_part_of_its_identity(file: Path) -> None:
+    same = [
+        "models.student.engines=4",
+        "run.dir=elsewhere",
+        "train.checkpoint_every=7",
+        "tracking.wandb=disabled",
+    ]
+    assert identity(load_config(file)) == identity(load_config(file, same))
+    assert identity(load_config(file)) != identity(load_config(file, ["recipe.answer_sampling.temperature=0.9"]))
+
+
+def test_the_resolved_tree_is_plain_data(file: Path) -> None:
+    assert yaml.safe_load(yaml.safe_dump(as_dict(load_config(file))))["select"]["judge"] == "llm"
+
+
+def test_every_shipped_configuration_loads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    shipped = [path for path in (root / "configs").rglob("*.yaml") if path.name != "base.yaml"]
+    assert shipped
+    for path in shipped:
+        load_config(path)
