@@ -1,0 +1,103 @@
+"""Templates: every text that a model is asked is a Jinja file that a person can read and change.
+
+A template set is a directory with `<step>.system.j2` (optional) and `<step>.user.j2`. Values from data sets and models
+are hostile: templates pass them through `fenced`, and an unknown variable is an error, not an empty string.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from shard_dist.artefacts import value_hash
+from shard_dist.records import Message
+
+def fenced(text: str, tag: str) -> str:
+    """`text` between <tag> and </tag>, with every such tag inside it escaped, so that it cannot close its own fence."""
+    # str() so that an undefined variable is Jinja's error; the nested group keeps the search linear in runs of spaces.
+    inner = re.sub(rf"<(?=\s*(?:/\s*)?{re.escape(tag)}\b)", "&lt;", str(text), flags=re.IGNORECASE)
+    return f"<{tag}>\n{inner}\n</{tag}>"
+
+
+def defuse(text: str, specials: tuple[str, ...]) -> str:
+    """`text` with every special token of a tokenizer broken by a space after its first character.
+
+    Without this a prompt that contains <|im_end|> would end its own turn and could speak as the system.
+    """
+    for special in specials:
+        if len(special) > 1 and special in text:
+            text = text.replace(special, special[0] + " " + special[1:])
+    return text
+
+
+class Templates:
+    """A template set by name (shipped) or by directory.
+
+    Raises ValueError where the directory lacks a step's user template.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        shipped = Path(str(files("shard_dist.prompts"))) / "templates" / name
+        self.root = Path(name) if Path(name).is_dir() else shipped
+        if not self.root.is_dir():
+            known = sorted(path.name for path in shipped.parent.iterdir() if path.is_dir())
+            raise ValueError(f"recipe.templates: no template set {name!r}; shipped sets: {known}, or give a directory")
+        loader = jinja2.FileSystemLoader(self.root)
+        # autoescape is for HTML; these texts go to models, and `fenced` is their escape.
+        self.environment = jinja2.Environment(
+            loader=loader,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            autoescape=False,
+        )
+        self.environment.filters["fenced"] = fenced
+
+    def __reduce__(self) -> tuple[type[Templates], tuple[str]]:
+        return Templates, (self.name,)  # a Jinja environment does not travel; its name does
+
+    def missing(self, steps: Iterable[str]) -> list[str]:
+        """The user templates of `steps` that the set lacks."""
+        return [f"{step}.user.j2" for step in steps if not (self.root / f"{step}.user.j2").is_file()]
+
+    def render(self, step: str, role: str, **values: object) -> str:
+        """The text of `<step>.<role>.j2`, or "" where the set has none. Raises ValueError for a faulty template."""
+        name = f"{step}.{role}.j2"
+        if not (self.root / name).is_file():
+            return ""
+        try:
+            return self.environment.get_template(name).render(**values).strip()
+        except jinja2.TemplateError as error:
+            raise ValueError(f"template {self.root / name}: {error}") from error
+
+    def messages(self, step: str, **values: object) -> tuple[Message, ...]:
+        """System message (if the set has one for this step) and user message of a step."""
+        system, user = self.render(step, "system", **values), self.render(step, "user", **values)
+        if not user:
+            raise ValueError(f"template {self.root / (step + '.user.j2')} is missing or renders to nothing")
+        head = ({"role": "system", "content": system},) if system else ()
+        return (*head, {"role": "user", "content": user})
+
+    def digest(self) -> str:
+        """Hash of every file of the set and of the principles: a changed word makes a stage run again."""
+        paths = sorted(self.root.glob("*.j2"))
+        return value_hash([principles(), [[path.name, path.read_text(encoding="utf-8")] for path in paths]])
+
+    def chat(self, prompt: str) -> tuple[Message, ...]:
+        """A user's own prompt under the assistant's system message: how drafts, training and every arm ask."""
+        system = self.render("assistant", "system")
+        head = ({"role": "system", "content": system},) if system else ()
+        return (*head, {"role": "user", "content": prompt})
+
+
+@cache
+def principles() -> tuple[dict[str, str], ...]:
+    """The universal principles: name, source, text."""
+    return tuple(yaml.safe_load((files("shard_dist.prompts") / "principles.yaml").read_text(encoding="utf-8")))
