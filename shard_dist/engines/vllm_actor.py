@@ -1,0 +1,167 @@
+"""vLLM's AsyncLLM behind the Engine protocol: continuous batching, prefix caching, one seed per request.
+
+Lives in an engine actor's process (`pool.py`), one instance per process. vLLM is imported here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+
+from shard_dist.artefacts import value_hash
+from shard_dist.config.schema import ModelConfig
+from shard_dist.engines.protocol import CallRefused, EngineDied
+from shard_dist.prompts.render import defuse
+from shard_dist.records import Call, Completion
+
+# The engine core is a process of its own and outlives an actor that is killed (vllm#16259). This watcher reads a pipe
+# whose other end only the actor holds: end of file means that the actor is gone, however it went.
+REAPER = """
+import os, signal, sys
+sys.stdin.buffer.read()
+for pid in map(int, sys.argv[1:]):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+def engine_arguments(spec: ModelConfig, on_cpu: bool) -> dict[str, Any]:
+    """The arguments of AsyncEngineArgs: the user's own over our defaults."""
+    arguments: dict[str, Any] = {
+        "model": spec.model,
+        "tokenizer": spec.tokenizer or None,
+        "revision": spec.revision or None,
+        "trust_remote_code": spec.trust_remote_code,
+        "enable_prefix_caching": True,  # the rows of one category share their guidelines
+    }
+    arguments.update(spec.engine_args)
+    if spec.reasoning_parser:
+        arguments["reasoning_parser"] = spec.reasoning_parser
+    if on_cpu:
+        # A seeded request whose prefill is chunked kills the CPU engine: "CPU Generator does not use offset".
+        arguments.setdefault("enable_chunked_prefill", False)
+        if "max_model_len" in arguments:
+            batched = arguments.get("max_num_batched_tokens", 4096)
+            arguments["max_num_batched_tokens"] = max(arguments["max_model_len"], batched)
+    return arguments
+
+
+class VllmEngine:
+    """Raises whatever vLLM raises when it cannot boot; the actor shows that error."""
+
+    def __init__(self, spec: ModelConfig) -> None:
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.spec = spec
+        arguments = engine_arguments(spec, current_platform.is_cpu())
+        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        pids = [str(child.pid) for child in psutil.Process().children(recursive=True)]
+        self.reaper = subprocess.Popen([sys.executable, "-c", REAPER, *pids], stdin=subprocess.PIPE)
+        self.tokenizer: Any = self.engine.get_tokenizer()
+        self.context = self.engine.model_config.max_model_len
+        self.specials = special_tokens(self.tokenizer)
+        self.parser = self._reasoning_parser()
+        self.numbers = itertools.count()
+
+    def _reasoning_parser(self) -> Any:
+        if not self.spec.reasoning_parser:
+            return None
+        from vllm.reasoning import ReasoningParserManager
+
+        return ReasoningParserManager.get_reasoning_parser(self.spec.reasoning_parser)(self.tokenizer)
+
+    def _prompt_ids(self, call: Call) -> list[int]:
+        """Token ids of the chat, generation prompt included. Raises CallRefused where it cannot fit the context."""
+        messages = [{**message, "content": defuse(message["content"], self.specials)} for message in call.messages]
+        ids = self.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            **self.spec.chat_template_kwargs,
+        )
+        room = self.context - call.sampling.max_tokens
+        if len(ids) > room:
+            raise CallRefused(
+                "context_overflow",
+                f"{len(ids)} prompt tokens and max_tokens {call.sampling.max_tokens} exceed the context {self.context}",
+            )
+        return list(ids)
+
+    def _parameters(self, call: Call) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        sampling = call.sampling
+        return SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(json=call.schema) if call.schema else None,
+        )
+
+    async def generate(self, call: Call) -> Completion:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        prompt: Any = {"prompt_token_ids": self._prompt_ids(call)}
+        # Ids must not repeat over restarts of the actor: the engine refuses one that is still in flight.
+        name = f"{os.getpid()}-{next(self.numbers)}-{value_hash(call.sampling.seed)[:8]}"
+        final = None
+        try:
+            async for output in self.engine.generate(prompt, self._parameters(call), name):
+                final = output
+        except EngineDeadError as error:
+            raise EngineDied(str(error)) from error
+        except ValueError as error:  # vLLM refuses this request (a schema it cannot compile); others are fine
+            raise CallRefused("engine_refused", str(error)) from error
+        assert final is not None
+        assert final.finished
+        parts = [self._split_thinking(output.text) for output in final.outputs]
+        return Completion(
+            texts=tuple(answer for _, answer in parts),
+            finish_reasons=tuple(output.finish_reason or "" for output in final.outputs),
+            prompt_tokens=len(final.prompt_token_ids or ()),
+            completion_tokens=sum(len(output.token_ids) for output in final.outputs),
+            thinking=tuple(thinking for thinking, _ in parts),
+        )
+
+    def _split_thinking(self, text: str) -> tuple[str, str]:
+        if self.parser is None:
+            return "", text
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+        request = ChatCompletionRequest(messages=[], model=self.spec.model, seed=None)
+        thinking, answer = self.parser.extract_reasoning(text, request)
+        return (thinking or "").strip(), (answer or "").strip()
+
+    async def health(self) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self.engine.check_health()
+        except EngineDeadError as error:
+            raise EngineDied(str(error)) from error
+
+    async def close(self) -> None:
+        self.engine.shutdown()
+        assert self.reaper.stdin is not None
+        self.reaper.stdin.close()
+        self.reaper.wait()
+
+
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Every string that the tokenizer reads as a control token, longest first."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True))
