@@ -1,0 +1,88 @@
+"""Text for the page: what data sets and models wrote is hostile until it has been through here."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from markupsafe import Markup, escape
+
+# Controls other than tab and line feed are shown as pictures: a browser drops or rewrites them (NUL, C1, CR).
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+HEAD = 400  # characters that are shown before a text unfolds
+
+
+def _picture(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else "\ufffd"
+
+
+def printable(value: Any) -> Any:
+    """A string without control characters and lone surrogates; other values as they are."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return CONTROLS.sub(_picture, value.replace("\r\n", "\n"))
+
+
+def escaped(value: object) -> str:
+    """Text for HTML and SVG, elements and quoted attributes alike."""
+    return str(escape(printable(str(value))))
+
+
+def embedded_json(value: Any) -> Markup:
+    """JSON for a <script type="application/json">. Nothing inside can close the element or open a comment.
+
+    Everything outside ASCII becomes \\uXXXX, which covers U+2028 and U+2029.
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def percent(share: float | None) -> str:
+    """0.8167 -> "81.7%"; a share that is not known (no prompts) is a dash."""
+    return "–" if share is None else f"{100 * share:.1f}%"
+
+
+def points(difference: float | None) -> str:
+    """-0.544 -> "−54.4", a difference of shares in percentage points."""
+    return "–" if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """ "[73.8, 87.6]" in percent, "" where there is none."""
+    return "" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
+
+
+def count(value: Any) -> str:
+    """1234 -> "1,234"; "–" where nothing was counted."""
+    if value is None:
+        return "–"
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{int(value):,}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """8.2 -> "8.2 s"; 372 -> "6 min 12 s"; 9000 -> "2 h 30 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def excerpt(text: str, limit: int) -> tuple[str, str, int]:
+    """(head that is always shown, rest that unfolds, characters left out) of a text shown up to `limit`.
+
+    The head breaks at a space near 400 characters, so a short text has no rest.
+    """
+    shown, left_out = text[:limit], max(0, len(text) - limit)
+    if len(shown) <= HEAD * 3 // 2:
+        return shown, "", left_out
+    cut = shown.rfind(" ", HEAD * 3 // 4, HEAD)
+    cut = cut if cut > 0 else HEAD
+    return shown[:cut], shown[cut:], left_out
