@@ -1,0 +1,39 @@
+"""The whole method, top to bottom:
+
+    prompts ──> generate ──> select ──> train ──> evaluate ──> report
+
+Every stage reads what the one before it wrote into the run's directory. A stage whose manifest matches its inputs is
+skipped, so the same command finishes a run that was killed anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shard_dist.cluster import leave
+from shard_dist.config.schema import Config
+from shard_dist.progress import Progress
+from shard_dist.rundir import Run, Stage, locked, open_run, run_stage
+from shard_dist.stages import evaluate, generate, prompts, report, select, train
+
+STAGES: tuple[Stage, ...] = (
+    prompts.STAGE,
+    generate.STAGE,
+    select.STAGE,
+    train.STAGE,
+    evaluate.STAGE,
+    report.STAGE,
+)
+
+
+def run_pipeline(config: Config, names: Sequence[str], progress: Progress) -> Run:
+    """Run the named stages, in the pipeline's order. Raises ValueError for whatever a person can put right."""
+    run = open_run(config)
+    with locked(run):
+        try:
+            for stage in STAGES:
+                if stage.name in names:
+                    run_stage(run, stage, progress)
+        finally:
+            leave()  # a stage joins the cluster when it needs one
+    return run

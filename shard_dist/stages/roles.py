@@ -1,0 +1,112 @@
+"""Models of a run in their roles: their identity in the ledger, and the programs that run in their engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shard_dist.artefacts import model_hash, value_hash
+from shard_dist.cluster import join
+from shard_dist.config.schema import Backend, ModelConfig, SamplingConfig
+from shard_dist.engines.local import run_local
+from shard_dist.engines.pool import EnginePool, PoolCounts, Role
+from shard_dist.engines.worker import Counters, ModelIdentity
+from shard_dist.progress import Progress
+from shard_dist.records import Sampling
+from shard_dist.rundir import Run
+
+# Engine arguments that change what a model answers; all others change only how fast.
+NUMERIC_ARGUMENTS = ("dtype", "quantization", "kv_cache_dtype", "hf_overrides", "load_format")
+
+
+def identify(spec: ModelConfig) -> ModelIdentity:
+    """The model's name and a fingerprint of its weights, tokenizer and template settings, for the keys of calls.
+
+    A local model is known by content: a copy elsewhere is the same model, a retrained one is another.
+    """
+    local = Path(spec.model).is_dir()
+    tokenizer = Path(spec.tokenizer)
+    decisive: dict[str, Any] = {
+        "weights": model_hash(Path(spec.model)) if local else [spec.model, spec.revision],
+        "tokenizer": model_hash(tokenizer) if spec.tokenizer and tokenizer.is_dir() else spec.tokenizer,
+        "chat_template_kwargs": spec.chat_template_kwargs,
+        "reasoning_parser": spec.reasoning_parser,
+        "arguments": {name: spec.engine_args[name] for name in NUMERIC_ARGUMENTS if name in spec.engine_args},
+    }
+    if spec.backend == Backend.http:
+        decisive["server"] = spec.base_url
+    if spec.backend == Backend.fake:
+        decisive["refusal_rate"] = spec.fake.refusal_rate
+    return ModelIdentity("local" if local else spec.model, value_hash(decisive))
+
+
+def role_of(run: Run, name: str) -> Role:
+    spec = run.config.models[name]
+    return Role(name, spec, identify(spec), run / "ledger", run / "logs")
+
+
+def tuned_role(run: Run) -> Role:
+    """The student with the weights that training made."""
+    spec = replace(run.config.models["student"], model=str(run / "model"), revision="", tokenizer="")
+    return Role("tuned", spec, identify(spec), run / "ledger", run / "logs")
+
+
+def sampling_of(config: SamplingConfig) -> Sampling:
+    return Sampling(config.temperature, config.top_p, config.max_tokens, config.n)
+
+
+class Engines:
+    """The engines of some roles, started when the first row needs one and shut down at the end of the block.
+
+    Rows whose every call is in the ledger are finished in this process: a stage that was killed after its last call
+    starts no engine at all.
+    """
+
+    def __init__(self, run: Run, roles: Sequence[Role], home: str, progress: Progress) -> None:
+        self.cluster, self.roles, self.home, self.progress = run.config.cluster, roles, home, progress
+        self.pool: EnginePool | None = None
+        self.answered = Counters()
+
+    def run(self, unit: str, program: Any, rows: Sequence[Any]) -> list[Any]:
+        """The results of `program` over `rows`, in their order."""
+        results, left, hits = run_local(program, rows, self.roles)
+        self.answered.add(hits)
+        if left:
+            pool = self._started()
+            with self.progress.bar(unit, len(left)) as bar:
+                fresh = pool.run(program, [rows[index] for index in left], self.home, bar.calls)
+            results.update(zip(left, fresh, strict=True))
+        return [results[index] for index in range(len(rows))]
+
+    def _started(self) -> EnginePool:
+        if self.pool is None:
+            names = ", ".join(f"{role.name} ({role.spec.backend}: {role.spec.model})" for role in self.roles)
+            self.progress.note(f"starting engines: {names}")
+            join(self.cluster)
+            self.pool = EnginePool(self.roles)
+            self.pool.open()
+        return self.pool
+
+    def counts(self) -> dict[str, int]:
+        """For the stage's manifest: calls asked, made, answered by the ledger; tokens; faults survived."""
+        engines = self.pool.counts() if self.pool else PoolCounts()
+        engines.counters.add(self.answered)
+        total = engines.counters
+        return {
+            "calls": total.calls,
+            "calls_made": total.made,
+            "ledger_hits": total.hits,
+            "prompt_tokens": total.prompt_tokens,
+            "completion_tokens": total.completion_tokens,
+            "torn_lines": engines.torn_lines,
+            "engine_restarts": engines.engine_restarts,
+        }
+
+    def __enter__(self) -> Engines:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.pool is not None:
+            self.pool.close()
