@@ -22,6 +22,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from shard_dist import cluster
 from shard_dist.config.schema import Backend, ModelConfig
 from shard_dist.engines import worker
 from shard_dist.engines.protocol import CallRefused, Engine, EngineDied
@@ -47,6 +48,16 @@ class Role:
 def call_window(spec: ModelConfig) -> int:
     """Calls in flight per engine: 1.1 x its slots keep its batch full while the next requests wait at its door."""
     return spec.window or math.ceil(1.1 * spec.engine_args.get("max_num_seqs", 64))
+
+
+def gpus_of(spec: ModelConfig) -> float:
+    """GPUs of one engine: as set, else what its parallel sizes take where the cluster has any."""
+    if spec.gpus is not None:
+        return spec.gpus
+    if spec.backend != Backend.vllm or not cluster.gpus():
+        return 0
+    sizes = (spec.engine_args.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+    return float(math.prod(sizes))
 
 
 def make_engine(spec: ModelConfig) -> Engine:
@@ -228,6 +239,9 @@ class EnginePool:
 
     def open(self) -> None:
         """Start every engine, side by side. Raises ValueError with the engine's own error where one does not boot."""
+        specs = [role.spec for role in self.roles.values() for _ in range(role.spec.engines)]
+        what = "the engines of " + ", ".join(f"models.{role.name}" for role in self.roles.values())
+        cluster.require(what, cpus=sum(spec.cpus for spec in specs), gpus=sum(gpus_of(spec) for spec in specs))
         for role in self.roles.values():
             self.actors[role.name] = [_start(role, number) for number in range(role.spec.engines)]
         boots = {actor.boot.remote(): role for role in self.roles.values() for actor in self.actors[role.name]}
@@ -307,7 +321,7 @@ def _start(role: Role, number: int) -> Any:
     spec = role.spec
     options: dict[str, Any] = {
         "num_cpus": spec.cpus,
-        "num_gpus": spec.gpus,
+        "num_gpus": gpus_of(spec),
         "max_restarts": ENGINE_RESTARTS,
         "max_task_retries": ENGINE_RESTARTS,
         "max_concurrency": 10_000,  # async calls in flight; the window bounds them, not Ray
@@ -325,6 +339,6 @@ def _raise_plainly(task: Any, home: str, logs: Path) -> None:
         raise (cause if isinstance(cause, ValueError) else error) from None
     except RayActorError as error:
         raise ValueError(
-            f"models.{home}: an engine died {ENGINE_RESTARTS + 1} times; finished calls are kept; its log is in {logs}: "
+            f"models.{home}: an engine died {ENGINE_RESTARTS + 1} times; finished calls are kept; log in {logs}: "
             f"{str(error).splitlines()[0]}"
         ) from None

@@ -16,7 +16,7 @@ import psutil
 from shard_dist.artefacts import value_hash
 from shard_dist.config.schema import ModelConfig
 from shard_dist.engines.protocol import CallRefused, EngineDied
-from shard_dist.prompts.render import defuse
+from shard_dist.prompts.render import defuse, special_tokens
 from shard_dist.records import Call, Completion
 
 # The engine core is a process of its own and outlives an actor that is killed (vllm#16259). This watcher reads a pipe
@@ -40,6 +40,9 @@ def engine_arguments(spec: ModelConfig, on_cpu: bool) -> dict[str, Any]:
         "revision": spec.revision or None,
         "trust_remote_code": spec.trust_remote_code,
         "enable_prefix_caching": True,  # the rows of one category share their guidelines
+        # JSON on one line: where any white space is allowed, small models write it until they are cut. vLLM 0.32
+        # honours this for the engine only, not for a request, and only for a backend that is named.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     arguments.update(spec.engine_args)
     if spec.reasoning_parser:
@@ -159,9 +162,3 @@ class VllmEngine:
         assert self.reaper.stdin is not None
         self.reaper.stdin.close()
         self.reaper.wait()
-
-
-def special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Every string that the tokenizer reads as a control token, longest first."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return tuple(sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True))

@@ -29,8 +29,8 @@ REWRITE_SCHEMA: dict[str, Any] = {
     "properties": {
         "rewritten_prompt": {"type": "string", "minLength": 1},
         "response_mode": {"type": "string", "enum": list(RESPONSE_MODES)},
-        "reformulated_component": {"type": "string"},
-        "preserved_benign_need": {"type": "string"},
+        "reformulated_component": {"type": "string", "maxLength": 200},  # short phrases
+        "preserved_benign_need": {"type": "string", "maxLength": 200},
     },
     "required": list(REWRITE_FIELDS),
     "additionalProperties": False,
