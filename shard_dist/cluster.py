@@ -36,6 +36,19 @@ def join(config: ClusterConfig) -> None:
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
+def gpus() -> float:
+    """GPUs of the whole cluster, in use or not."""
+    return float(ray.cluster_resources().get("GPU", 0))
+
+
+def require(what: str, *, cpus: float, gpus: float) -> None:
+    """Raise ValueError where the whole cluster, empty, has less: Ray would wait for ever without a word."""
+    have = ray.cluster_resources()
+    for name, needed in (("CPU", cpus), ("GPU", gpus)):
+        if have.get(name, 0) < needed:
+            raise ValueError(f"{what} needs {needed:g} {name}s; the cluster has {have.get(name, 0):g}")
+
+
 def leave() -> None:
     """Leave the cluster; one that `join` started ends."""
     ray.shutdown()

@@ -124,8 +124,8 @@ class ModelConfig:
     """How many engines of this model."""
     window: int = 0
     """Calls in flight per engine; 0: 1.1 x max_num_seqs."""
-    gpus: float = 0
-    """GPUs per engine (its tensor-parallel size as a rule)."""
+    gpus: float | None = None
+    """GPUs per engine; unset: tensor x pipeline parallel size where the cluster has GPUs (vllm), else 0."""
     cpus: float = 1
     """CPUs that Ray reserves per engine."""
     env: dict[str, str] = field(default_factory=dict)

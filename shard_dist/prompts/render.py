@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import yaml
 
 from shard_dist.artefacts import value_hash
 from shard_dist.records import Message
+
 
 def fenced(text: str, tag: str) -> str:
     """`text` between <tag> and </tag>, with every such tag inside it escaped, so that it cannot close its own fence."""
@@ -34,6 +36,12 @@ def defuse(text: str, specials: tuple[str, ...]) -> str:
         if len(special) > 1 and special in text:
             text = text.replace(special, special[0] + " " + special[1:])
     return text
+
+
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Texts that a Hugging Face tokenizer would read as control tokens, the longest first."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
 
 
 class Templates:

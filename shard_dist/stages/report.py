@@ -17,6 +17,7 @@ SHOWN = (
     "evaluate.json",
     "metrics.json",
     "config.yaml",
+    "run.json",
 )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ def inputs(run: Run) -> dict[str, Any]:
 
 
 def work(run: Run, progress: Progress) -> dict[str, Any]:
-    from shard_dist.cluster import join
+    from shard_dist import cluster
+    from shard_dist.training.checkpoint import complete
     from shard_dist.training.supervise import TrainJob, run_training
 
     config, student = run.config, run.config.models["student"]
@@ -47,7 +50,14 @@ def work(run: Run, progress: Progress) -> dict[str, Any]:
         seed=config.run.seed,
         chat_template_kwargs=student.chat_template_kwargs,
     )
-    join(config.cluster)
+    if any(marker.identity != job.identity for marker in complete(run / "checkpoints")):
+        progress.note("the checkpoints here are of other examples or settings: starting anew")
+        shutil.rmtree(run / "checkpoints")
+    cluster.join(config.cluster)
+    workers, settings = config.train.workers, config.train
+    cluster.require(
+        f"train.workers = {workers}", cpus=workers * settings.cpus_per_worker, gpus=workers * settings.gpus_per_worker
+    )
     with tracking(config, run.path) as tracker, progress.bar("steps", 0) as bar:
         follower = Follower(run / "train_metrics.jsonl", tracker, bar)
         try:
@@ -66,7 +76,8 @@ class Follower:
 
     def __init__(self, path: Path, tracker: Tracker, bar: Bar) -> None:
         self.path, self.tracker, self.bar = path, tracker, bar
-        self.position = path.stat().st_size if path.exists() else 0
+        self.file, self.position = (path.stat().st_ino, path.stat().st_size) if path.exists() else (0, 0)
+        self.last = 0
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
@@ -79,18 +90,21 @@ class Follower:
     def _read(self) -> None:
         if not self.path.exists():
             return
-        # A resumed training drops the lines of steps that it will do again.
-        self.position = min(self.position, self.path.stat().st_size)
         with self.path.open("rb") as stream:
+            file = os.fstat(stream.fileno()).st_ino
+            if file != self.file:  # a training that resumes writes the lines of the steps that stand to a new file
+                self.file, self.position = file, 0
             stream.seek(self.position)
             for line in stream:
                 if not line.endswith(b"\n"):
                     break  # still being written
                 self.position += len(line)
-                self._show(json.loads(line))
+                values = json.loads(line)
+                if values["step"] >= self.last:
+                    self._show(values)
 
     def _show(self, values: dict[str, Any]) -> None:
-        step = values.pop("step")
+        step = self.last = values.pop("step")
         self.tracker.log({f"train/{name}": value for name, value in values.items()}, step)
         if "loss" in values:
             self.bar.total = int(values.get("total_steps", 0))

@@ -24,9 +24,7 @@ COMBINED = ("a", "b", "tie", "unparsed")
         ("", "I can't.", "stop", "full", "refusing"),
     ],
 )
-def test_cheap_reasons_come_before_any_judge(
-    failure: str, answer: str, finish: str, refusal: str, reason: str
-) -> None:
+def test_cheap_reasons_come_before_any_judge(failure: str, answer: str, finish: str, refusal: str, reason: str) -> None:
     assert pre_gate(failure, answer, finish, refusal) == reason
 
 

@@ -52,7 +52,7 @@ def killed_in(
     """Start the run, wait until `after`.json stands and the phase has made some way, and kill the driver."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     start: float | None = None
-    more = chance.randint(5, 60)
+    more = chance.randint(1, 8) if phase == "training" else chance.randint(5, 60)
     while process.poll() is None and not (run / f"{before}.json").exists():
         if (run / f"{after}.json").exists():
             done = progress_of(run, phase)
