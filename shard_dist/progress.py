@@ -73,7 +73,7 @@ class Bar:
     def update(self, done: int, text: str) -> None:
         now = time.monotonic()
         if self.rich is not None:
-            self.rich.update(self.task, completed=done, text=text)
+            self.rich.update(self.task, total=self.total, completed=done, text=text)
         elif now - self.last_line >= self.progress.heartbeat:
             self.last_line = now
             left = (now - self.start) / done * (self.total - done) if done else None
@@ -85,10 +85,14 @@ class Bar:
             self.rich.stop()
 
 
+# Counts whose zero is news; a zero of any other (torn lines, restarts) is what one expects.
+NEWS_AT_ZERO = ("kept", "train", "val", "test", "complete", "examples")
+
+
 def _short(counts: dict[str, Any]) -> str:
     """The plain numbers of a stage's counts; nested ones belong to the report."""
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in counts.items()
-        if isinstance(value, int | float | str) and not isinstance(value, bool) and value != ""
+        if isinstance(value, int | float | str) and not isinstance(value, bool) and (value or name in NEWS_AT_ZERO)
     )

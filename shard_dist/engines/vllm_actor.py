@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jinja2
 import psutil
 
 from shard_dist.artefacts import value_hash
@@ -72,6 +73,7 @@ class VllmEngine:
         self.tokenizer: Any = self.engine.get_tokenizer()
         self.context = self.engine.model_config.max_model_len
         self.specials = special_tokens(self.tokenizer)
+        self._chat([{"role": "user", "content": "a model without a chat template is found here, not at the first row"}])
         self.parser = self._reasoning_parser()
         self.numbers = itertools.count()
 
@@ -85,19 +87,23 @@ class VllmEngine:
     def _prompt_ids(self, call: Call) -> list[int]:
         """Token ids of the chat, generation prompt included. Raises CallRefused where it cannot fit the context."""
         messages = [{**message, "content": defuse(message["content"], self.specials)} for message in call.messages]
-        ids = self.tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **self.spec.chat_template_kwargs,
-        )
+        ids = self._chat(messages)
         room = self.context - call.sampling.max_tokens
         if len(ids) > room:
             raise CallRefused(
                 "context_overflow",
                 f"{len(ids)} prompt tokens and max_tokens {call.sampling.max_tokens} exceed the context {self.context}",
             )
+        return ids
+
+    def _chat(self, messages: list[dict[str, str]]) -> list[int]:
+        settings = self.spec.chat_template_kwargs
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **settings
+            )
+        except (ValueError, jinja2.TemplateError) as error:
+            raise ValueError(f"the chat template of {self.spec.model!r} does not take our messages: {error}") from error
         return list(ids)
 
     def _parameters(self, call: Call) -> Any:
