@@ -32,7 +32,7 @@ format: $(STAMP)  ## Let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-seed-model: $(STAMP)  ## Train the demo's toy model again (about 25 minutes on 2 cores)
+seed-model: $(STAMP)  ## Train the demo's toy model again (about 16 minutes on 2 idle cores)
 	$(BIN)/python -m shard_dist.demo.build_seed
 
 kill-test: $(STAMP)  ## Kill the demo in generation, training and evaluation; count what was done twice

@@ -41,9 +41,6 @@ def engine_arguments(spec: ModelConfig, on_cpu: bool) -> dict[str, Any]:
         "revision": spec.revision or None,
         "trust_remote_code": spec.trust_remote_code,
         "enable_prefix_caching": True,  # the rows of one category share their guidelines
-        # JSON on one line: where any white space is allowed, small models write it until they are cut. vLLM 0.32
-        # honours this for the engine only, not for a request, and only for a backend that is named.
-        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     arguments.update(spec.engine_args)
     if spec.reasoning_parser:

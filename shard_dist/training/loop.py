@@ -111,7 +111,6 @@ def optimizer_step(
     rate = learning_rate(step, steps, config)
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
-
     total = torch.zeros((), device=device)
     lengths = {index: len(examples[index].ids) for index in batch}
     shares = deal(lengths, rank, ranks, config.micro_batch_size)
