@@ -76,8 +76,8 @@ def pool(ray_cluster: None, root: Path, home: Path) -> Iterator[EnginePool]:
     os.chdir(root)
     spec = load_config(root / "configs" / "demo.yaml").models["student"]
     spec.engine_args["max_model_len"] = 1024  # the judge's real templates are longer than the toy's
-    # Outside its own world the toy fills any white space that a grammar allows until it is cut. vLLM 0.32 forbids it for
-    # a whole engine only, and then wants no space after ":" either, which the toy's own rewrites have.
+    # Outside its own world the toy fills any white space that a grammar allows until it is cut. vLLM 0.32 forbids it
+    # for a whole engine only, and then wants no space after ":" either, which the toy's own rewrites have.
     spec.engine_args["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
     role = Role("student", spec, identify(spec), home / "ledger", home / "logs")
     with EnginePool([role]) as pool:
