@@ -129,7 +129,7 @@ def test_no_example_left_is_an_error_that_says_why(
     _, words = settings
     refusing = ["models.student.fake.refusal_rate=1.0", "select.keep_benign_ties=false", f"run.dir={tmp_path / 'none'}"]
     sources = tmp_path / "one.csv"
-    sources.write_text("id,prompt\n1,zzz\n")
+    sources.write_text("id,prompt\n1,zither-xylophone\n")  # the fake engine repeats plain words only: off topic
     source = f"data.sources=[{{kind: table, path: {sources}, columns: {{id: id, text: prompt}}}}]"
     for stage in ("prompts", "generate", "select"):
         done = shard_dist(root, stage, words[0], *refusing, source, "data.split.test=0", "data.split.val=0")
