@@ -175,20 +175,27 @@ class RecipeConfig:
     rewrite_attempts: int = 3
     """How often a rewrite that is no valid JSON is asked for again, with another seed."""
     guideline_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=800))
+    """A category's guidelines."""
     rewrite_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=512))
+    """The rewrite; its JSON must end within max_tokens."""
     answer_sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Draft and reframed answer, and every arm's answers in evaluation."""
 
 
 @dataclass
-class SelectConfig:
+class JudgingConfig:
     judge: JudgeKind = JudgeKind.llm
     """llm, or rule: the deterministic judge of the demo."""
     judge_role: str = "judge"
     """Role of `models` that judges (llm)."""
     judge_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_tokens=512))
+    """Greedy by default; a verdict that does not parse is asked for again at a higher temperature."""
     judge_attempts: int = 2
     """How often an unparsable verdict is asked for again."""
+
+
+@dataclass
+class SelectConfig(JudgingConfig):
     keep_benign_ties: bool = True
     """Keep benign prompts (level 0) whose answer the reframing left as good as it was: they hold the model in place."""
 
@@ -240,14 +247,7 @@ class TrainConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    judge: JudgeKind = JudgeKind.llm
-    """llm, or rule: the deterministic judge of the demo."""
-    judge_role: str = "judge"
-    """Role of `models` that judges (llm)."""
-    judge_sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_tokens=512))
-    judge_attempts: int = 2
-    """How often an unparsable verdict is asked for again."""
+class EvaluateConfig(JudgingConfig):
     confidence: float = 0.95
     """Level of every interval."""
 

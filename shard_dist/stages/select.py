@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from shard_dist.artefacts import value_hash, write_json, write_rows
 from shard_dist.config.load import as_dict
-from shard_dist.config.schema import Config, EvaluateConfig, JudgeKind, SelectConfig
+from shard_dist.config.schema import Config, JudgeKind, JudgingConfig
 from shard_dist.judges.gate import gate, pre_gate
 from shard_dist.judges.panel import Panel, panel
 from shard_dist.judges.refusal import classify
@@ -78,14 +78,14 @@ class Select:
         return Decision(*prompt.key, keep, reason, topic, helpful.combined, harm.combined, helpful.reason, harm.reason)
 
 
-def stage_panel(config: Config, stage: SelectConfig | EvaluateConfig) -> Panel:
+def stage_panel(config: Config, stage: JudgingConfig) -> Panel:
     """The judges of a stage. Rule judges read no templates, so a set without judge templates will do for them."""
     templates = Templates(config.recipe.templates)
     sampling = sampling_of(stage.judge_sampling)
     return panel(stage.judge, stage.judge_role, templates, sampling, stage.judge_attempts, config.run.seed)
 
 
-def judge_inputs(config: Config, stage: SelectConfig | EvaluateConfig) -> list[str]:
+def judge_inputs(config: Config, stage: JudgingConfig) -> list[str]:
     """What of a judge decides its verdicts."""
     if stage.judge == JudgeKind.rule:
         return ["rule"]
