@@ -213,6 +213,9 @@ def _redirect_output(log: Path) -> None:
 
 def boot_error(log: Path, error: BaseException) -> str:
     """The engine's own error: vLLM's parent process only says that its core failed, the reason is in the core's log."""
+    if "initialization failed" not in str(error):
+        cause = "\n".join(f"{type(error).__name__}: {error}".strip().splitlines()[:6])
+        return f"{cause[:1000]}\n(its whole log: {log})"
     text = log.read_text(encoding="utf-8", errors="replace")
     named = re.findall(r"((?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception)): (.+)", text)
     causes = [f"{kind}: {reason.strip()}" for kind, reason in named if "initialization failed" not in reason]

@@ -83,8 +83,8 @@ def test_an_engine_that_does_not_boot_says_why(ray_cluster: None, tmp_path: Path
     ):
         pass
     lines = str(caught.value).splitlines()
-    assert len(lines) <= 3
-    assert "nowhere" in lines[0]
+    assert len(lines) <= 7
+    assert "nowhere" in str(caught.value)
     assert "student-0.log" in lines[-1]
 
 
@@ -94,6 +94,9 @@ def test_the_cause_is_the_cores_error_not_its_parents(tmp_path: Path) -> None:
         "(EngineCore pid=1) ERROR ValueError: To serve at least one request, 4 GiB KV cache is needed\n"
         "(APIServer pid=2) RuntimeError: Engine core initialization failed. See root cause above.\n"
     )
-    assert boot_error(log, RuntimeError("x")).startswith("ValueError: To serve at least one request")
+    parent = RuntimeError("Engine core initialization failed.")
+    assert boot_error(log, parent).startswith("ValueError: To serve at least one request")
+    many = ValueError("1 validation error\n  max_model_len is larger than the model's")
+    assert "larger than the model's" in boot_error(log, many)
     log.write_text("nothing of use")
     assert boot_error(log, OSError("no such device")).startswith("OSError: no such device")
