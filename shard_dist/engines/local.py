@@ -16,7 +16,7 @@ class NotInLedger(Exception):
 
 
 class LedgerBackend:
-    """Answers what the ledger knows. `hits` counts only what finished rows asked: others are counted by the engine."""
+    """Answers what the ledger knows; for anything else the row needs an engine."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -52,6 +52,7 @@ async def _run(
         except NotInLedger:
             left.append(index)
             continue
+        # Of finished rows only: an engine counts the calls of the others.
         answered = sum(len(keys) for keys in ask.calls.values())
         counters.add(Counters(calls=answered, hits=answered))
     return results, left, counters

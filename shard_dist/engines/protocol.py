@@ -41,7 +41,12 @@ class Engine(Protocol):
 
 
 class Ask(Protocol):
-    """How a row program reaches models: through the ledger, to the engine of a role."""
+    """How a row program reaches models: through the ledger, to the engine of a role. One per row.
+
+    `calls` collects the keys of the row's calls by step.
+    """
+
+    calls: dict[str, list[str]]
 
     async def __call__(
         self,

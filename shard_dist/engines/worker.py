@@ -93,7 +93,7 @@ class LocalBackend:
 
 
 class RowAsk:
-    """The `Ask` of one row; `calls` collects the keys by step."""
+    """The `Ask` of one row over the backends of its roles."""
 
     def __init__(self, backends: dict[str, Backend], identities: dict[str, ModelIdentity]) -> None:
         self.backends, self.identities = backends, identities

@@ -78,7 +78,7 @@ class Answer:
             "thinking": completion.thinking[0] if completion.thinking else "",
             "finish_reason": completion.finish_reasons[0],
             "failure": "",
-            "call": getattr(ask, "calls", {}).get("answer", [""])[-1],
+            "call": ask.calls["answer"][-1],
         }
 
 

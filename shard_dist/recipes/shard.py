@@ -98,8 +98,7 @@ class Shard:
                 await self._reframe(prompt, ask, fields)
             except CallRefused as error:
                 failure = _reason(error, "reframe")
-        calls = dict(getattr(ask, "calls", {}))
-        return Record(prompt, "shard", fields, calls, failure)
+        return Record(prompt, "shard", fields, dict(ask.calls), failure)
 
     async def _draft(self, prompt: Prompt, ask: Ask, fields: dict[str, str]) -> None:
         # The step is named like an arm's answer in evaluation: the same question has the same seed and key.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ from shard_dist.rundir import Run
 NUMERIC_ARGUMENTS = ("dtype", "quantization", "kv_cache_dtype", "hf_overrides", "load_format")
 
 
+@cache
+def _content(directory: str, state: tuple[tuple[str, int, int, int], ...]) -> str:
+    """`model_hash` once per state of a directory: several stages ask, and a 70B model is 140 GB to read."""
+    return model_hash(Path(directory))
+
+
+def _model_hash(directory: Path) -> str:
+    stats = ((path.name, path.stat()) for path in sorted(directory.iterdir()))
+    return _content(str(directory), tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
 def identify(spec: ModelConfig) -> ModelIdentity:
     """The model's name and a fingerprint of its weights, tokenizer and template settings, for the keys of calls.
 
@@ -29,8 +41,8 @@ def identify(spec: ModelConfig) -> ModelIdentity:
     local = Path(spec.model).is_dir()
     tokenizer = Path(spec.tokenizer)
     decisive: dict[str, Any] = {
-        "weights": model_hash(Path(spec.model)) if local else [spec.model, spec.revision],
-        "tokenizer": model_hash(tokenizer) if spec.tokenizer and tokenizer.is_dir() else spec.tokenizer,
+        "weights": _model_hash(Path(spec.model)) if local else [spec.model, spec.revision],
+        "tokenizer": _model_hash(tokenizer) if spec.tokenizer and tokenizer.is_dir() else spec.tokenizer,
         "chat_template_kwargs": spec.chat_template_kwargs,
         "reasoning_parser": spec.reasoning_parser,
         "arguments": {name: spec.engine_args[name] for name in NUMERIC_ARGUMENTS if name in spec.engine_args},
