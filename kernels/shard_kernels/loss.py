@@ -1,0 +1,139 @@
+"""Cross-entropy of a linear head without the logits of masked tokens, and with the memory of its weight's gradient.
+
+Legend: N tokens, S supervised tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from shard_kernels import row_kernels
+from shard_kernels.compact import gather_rows
+from shard_kernels.inputs import Inputs, read_inputs, read_terms
+from shard_kernels.planner import PlanName, plan_loss
+from shard_kernels.plans import PlanB, PlanR, PlanT, RowStats, Spec, row_state, row_stats
+
+Reduction = Literal["none", "sum", "mean"]
+
+
+@torch.compiler.disable  # the buffer changes its meaning under aliases; a compiled model calls the head as it is
+def linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    rows: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    reduction: Reduction = "mean",
+    denominator: float | torch.Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    budget_bytes: int | None = None,
+    plan: PlanName | None = None,
+    triton: bool | None = None,
+    return_stats: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, RowStats]:
+    """Cross-entropy in nats of softcap(logit_scale * (hidden @ weight.T + bias)); fp32 whatever the inputs (fp64 for
+    fp64).
+
+    hidden [..., H], weight [V, H], bias [V], all of one dtype. Either labels [...] with `ignore_index` for masked
+    tokens, or `rows` [S], the rising positions of the supervised tokens in the flattened hidden, and labels [S] of
+    those: then nothing waits for a GPU. Masked tokens cost no arithmetic.
+
+    `reduction`: "none" gives [...] with 0 for masked tokens ([S] with `rows`), "sum" and "mean" a scalar. "mean"
+    divides by `denominator` where given (the supervised tokens of a whole step, say), else by S; over no tokens it is
+    0. `z_loss` adds z_loss * logsumexp^2 (PaLM, Chowdhery et al. 2022). `softcap` as in Gemma 2: cap * tanh(logits /
+    cap). `return_stats` adds RowStats of the supervised rows. `plan`, `budget_bytes`: see `plan_loss`. `triton` False
+    takes the torch twins of the row kernels, None the kernels on a GPU.
+
+    Can be differentiated once, by any upstream gradient. Raises ValueError for input that does not fit together.
+    """
+    if reduction not in ("none", "sum", "mean"):
+        raise ValueError(f"reduction={reduction!r}: none, sum or mean")
+    if denominator is not None and reduction != "mean":
+        raise ValueError(f"denominator has no effect on reduction={reduction!r}; leave it out or use mean")
+    terms = read_terms(logit_scale, softcap, label_smoothing, z_loss)
+    inputs = read_inputs(hidden, weight, labels, rows, bias, ignore_index)
+    chosen = plan_loss(
+        len(inputs.hidden_NH),
+        len(inputs.labels_S),
+        inputs.weight_VH.shape[1],
+        inputs.weight_VH.shape[0],
+        inputs.weight_VH.dtype,
+        budget_bytes=budget_bytes,
+        per_token=reduction == "none",
+        device=inputs.hidden_NH.device.type,
+        name=plan,
+    )
+    use_triton = row_kernels.available(hidden.device) if triton is None else triton
+    spec = Spec(chosen, terms, use_triton, return_stats)
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss, stats = _losses(inputs, spec, reduction)
+        if reduction == "none" and rows is None:
+            loss = _spread(loss, inputs, labels.shape)
+        if reduction == "mean":
+            loss = loss / (max(1, len(inputs.labels_S)) if denominator is None else denominator)
+    return (loss, stats) if return_stats and stats is not None else loss
+
+
+def per_token_logprobs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    rows: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    budget_bytes: int | None = None,
+    triton: bool | None = None,
+) -> torch.Tensor:
+    """Log-probabilities of the labels in nats, 0 for masked tokens; arguments, shapes and gradients as in the loss.
+
+    For objectives over sequences (DPO, RAFT, DeRTa): any function of them has right gradients. A sampling temperature t
+    is logit_scale = 1 / t.
+    """
+    losses = linear_cross_entropy(
+        hidden,
+        weight,
+        labels,
+        rows=rows,
+        bias=bias,
+        reduction="none",
+        ignore_index=ignore_index,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        budget_bytes=budget_bytes,
+        triton=triton,
+    )
+    return -losses
+
+
+def _losses(inputs: Inputs, spec: Spec, reduction: Reduction) -> tuple[torch.Tensor, RowStats | None]:
+    """[S] for "none", else their sum."""
+    hidden, weight, bias, labels, rows = inputs
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
+    if not learns:
+        state = row_state(gather_rows(hidden, rows), weight, bias, labels, spec)
+        losses, stats = state.loss(spec.terms, weight.shape[0]), row_stats(state, labels, spec)
+    elif spec.plan.name == "T":
+        total, _, *stats = PlanT.apply(hidden, weight, bias, labels, rows, spec)
+        return total, RowStats(*stats) if stats else None
+    else:
+        function = PlanB if spec.plan.name == "B" else PlanR
+        losses, *stats = function.apply(hidden, weight, bias, labels, rows, spec)
+    return losses if reduction == "none" else losses.sum(), RowStats(*stats) if stats else None
+
+
+def _spread(losses_S: torch.Tensor, inputs: Inputs, shape: torch.Size) -> torch.Tensor:
+    """Losses at their tokens' places, 0 at the masked ones."""
+    if inputs.rows_S is None:
+        return losses_S.reshape(shape)
+    zeros_N = losses_S.new_zeros(len(inputs.hidden_NH))
+    return zeros_N.index_copy(0, inputs.rows_S, losses_S).reshape(shape)
