@@ -7,9 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
+
+if not torch.cuda.is_available():
+    # Kernels run in Triton's interpreter, which has to be chosen before Triton is first imported; only in this process:
+    # an engine or a worker that inherited the choice would interpret its own kernels too.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton
+
+    triton.knobs.propagate_env = False
+    triton.knobs.runtime.interpret = True
+    del os.environ["TRITON_INTERPRET"]
 
 # No deadlines: a busy machine is no fault of the code. Timings are benchmarks, never assertions.
 settings.register_profile("house", deadline=None)
