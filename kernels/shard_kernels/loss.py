@@ -5,14 +5,14 @@ Legend: N tokens, S supervised tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from shard_kernels import row_kernels
 from shard_kernels.compact import gather_rows
 from shard_kernels.inputs import Inputs, read_inputs, read_terms
-from shard_kernels.planner import PlanName, plan_loss
+from shard_kernels.planner import LossPlan, PlanName, plan_loss
 from shard_kernels.plans import PlanB, PlanR, PlanT, RowStats, Spec, row_state, row_stats
 
 Reduction = Literal["none", "sum", "mean"]
@@ -20,24 +20,12 @@ Reduction = Literal["none", "sum", "mean"]
 
 @torch.compiler.disable  # the buffer changes its meaning under aliases; a compiled model calls the head as it is
 def linear_cross_entropy(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    rows: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    reduction: Reduction = "mean",
-    denominator: float | torch.Tensor | None = None,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    budget_bytes: int | None = None,
-    plan: PlanName | None = None,
-    triton: bool | None = None,
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, rows: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None, reduction: Reduction = "mean", denominator: float | torch.Tensor | None = None,
+    ignore_index: int = -100, softcap: float | None = None, logit_scale: float = 1.0, label_smoothing: float = 0.0,
+    z_loss: float = 0.0, budget_bytes: int | None = None, plan: PlanName | None = None, triton: bool | None = None,
     return_stats: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, RowStats]:
+) -> torch.Tensor | tuple[torch.Tensor, RowStats]:  # fmt: skip
     """Cross-entropy in nats of softcap(logit_scale * (hidden @ weight.T + bias)); fp32 whatever the inputs (fp64 for
     fp64).
 
@@ -53,66 +41,49 @@ def linear_cross_entropy(
 
     Can be differentiated once, by any upstream gradient. Raises ValueError for input that does not fit together.
     """
-    if reduction not in ("none", "sum", "mean"):
-        raise ValueError(f"reduction={reduction!r}: none, sum or mean")
-    if denominator is not None and reduction != "mean":
-        raise ValueError(f"denominator has no effect on reduction={reduction!r}; leave it out or use mean")
+    _check_reduction(reduction, denominator)
     terms = read_terms(logit_scale, softcap, label_smoothing, z_loss)
     inputs = read_inputs(hidden, weight, labels, rows, bias, ignore_index)
-    chosen = plan_loss(
-        len(inputs.hidden_NH),
-        len(inputs.labels_S),
-        inputs.weight_VH.shape[1],
-        inputs.weight_VH.shape[0],
-        inputs.weight_VH.dtype,
-        budget_bytes=budget_bytes,
-        per_token=reduction == "none",
-        device=inputs.hidden_NH.device.type,
-        name=plan,
-    )
+    chosen = _choose(inputs, budget_bytes, reduction == "none", plan)
     use_triton = row_kernels.available(hidden.device) if triton is None else triton
-    spec = Spec(chosen, terms, use_triton, return_stats)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss, stats = _losses(inputs, spec, reduction)
+        loss, stats = _losses(inputs, Spec(chosen, terms, use_triton, return_stats), reduction)
         if reduction == "none" and rows is None:
             loss = _spread(loss, inputs, labels.shape)
         if reduction == "mean":
             loss = loss / (max(1, len(inputs.labels_S)) if denominator is None else denominator)
-    return (loss, stats) if return_stats and stats is not None else loss
+    return loss if stats is None else (loss, stats)
 
 
 def per_token_logprobs(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    rows: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    budget_bytes: int | None = None,
-    triton: bool | None = None,
-) -> torch.Tensor:
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, rows: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None, ignore_index: int = -100, softcap: float | None = None,
+    logit_scale: float = 1.0, budget_bytes: int | None = None, triton: bool | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Log-probabilities of the labels in nats, 0 for masked tokens; arguments, shapes and gradients as in the loss.
 
     For objectives over sequences (DPO, RAFT, DeRTa): any function of them has right gradients. A sampling temperature t
     is logit_scale = 1 / t.
     """
     losses = linear_cross_entropy(
-        hidden,
-        weight,
-        labels,
-        rows=rows,
-        bias=bias,
-        reduction="none",
-        ignore_index=ignore_index,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        budget_bytes=budget_bytes,
-        triton=triton,
-    )
+        hidden, weight, labels, rows=rows, bias=bias, reduction="none", ignore_index=ignore_index, softcap=softcap,
+        logit_scale=logit_scale, budget_bytes=budget_bytes, triton=triton,
+    )  # fmt: skip
+    assert isinstance(losses, torch.Tensor)
     return -losses
+
+
+def _check_reduction(reduction: str, denominator: float | torch.Tensor | None) -> None:
+    if reduction not in ("none", "sum", "mean"):
+        raise ValueError(f"reduction={reduction!r}: none, sum or mean")
+    if denominator is not None and reduction != "mean":
+        raise ValueError(f"denominator has no effect on reduction={reduction!r}; leave it out or use mean")
+
+
+def _choose(inputs: Inputs, budget_bytes: int | None, per_token: bool, name: PlanName | None) -> LossPlan:
+    tokens, (vocab, hidden) = len(inputs.hidden_NH), inputs.weight_VH.shape
+    settings: Any = {"budget_bytes": budget_bytes, "per_token": per_token, "device": inputs.hidden_NH.device.type}
+    return plan_loss(tokens, len(inputs.labels_S), hidden, vocab, inputs.weight_VH.dtype, **settings, name=name)
 
 
 def _losses(inputs: Inputs, spec: Spec, reduction: Reduction) -> tuple[torch.Tensor, RowStats | None]:

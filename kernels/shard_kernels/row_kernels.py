@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shard_kernels.rows import LossTerms, RowState
 
 # A kernel sees module values only as constexpr.
-LOG2E = tl.constexpr(1.4426950408889634) if triton is not None else None
+LOG2E: Any = tl.constexpr(1.4426950408889634) if triton is not None else None
 
 
 def available(device: torch.device) -> bool:
@@ -38,9 +38,30 @@ def jit(function: Any) -> Any:
 @jit
 def _tanh(x):
     # From exp2 of a negative number: cannot overflow, exact at +-inf.
-    e = tl.exp2(-2.885390081777927 * tl.abs(x))  # 2 log2(e)
+    e = tl.exp2(tl.abs(x) * (-2 * LOG2E))
     t = (1 - e) / (1 + e)
     return tl.where(x < 0, -t, t)
+
+
+@jit
+def _logit(raw, scale, cap, CAP: tl.constexpr, ACC: tl.constexpr):  # type: ignore[no-untyped-def]
+    z = raw.to(ACC) * tl.cast(scale, ACC)
+    if CAP:
+        z = tl.cast(cap, ACC) * _tanh(z / tl.cast(cap, ACC))
+    return z
+
+
+@jit
+def _merge(peak, mass, moment, z, STATS: tl.constexpr):  # type: ignore[no-untyped-def]
+    # The online softmax: older sums are scaled to the new peak.
+    new_peak = tl.maximum(peak, tl.max(z, axis=0))
+    fade = tl.exp2((peak - new_peak) * LOG2E)
+    below = z - new_peak
+    e = tl.exp2(below * LOG2E)
+    if STATS:
+        moved = moment + mass * (peak - new_peak)
+        moment = fade * moved + tl.sum(e * tl.where(e > 0, below, 0.0), axis=0)
+    return new_peak, mass * fade + tl.sum(e, axis=0), moment
 
 
 @jit
@@ -51,40 +72,24 @@ def _fold_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * pitch
-    scale = tl.cast(scale, ACC)
-    cap = tl.cast(cap, ACC)
+    label = tl.load(labels + row).to(tl.int64) - first
     peak = tl.load(peak_ptr + row)
     mass = tl.load(mass_ptr + row)
     total = tl.load(total_ptr + row)
     moment = tl.load(moment_ptr + row)
     best = tl.load(best_ptr + row)
-    label = tl.load(labels + row).to(tl.int64) - first
-
     for start in range(0, columns, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         inside = offsets < columns
-        z = tl.load(base + offsets, mask=inside, other=0.0).to(ACC) * scale
-        if CAP:
-            z = cap * _tanh(z / cap)
-        # Masked after the transform: a cap would turn -inf into -cap, and that into probability mass.
+        z = _logit(tl.load(base + offsets, mask=inside, other=0.0), scale, cap, CAP, ACC)
         if TOTAL:
             total += tl.sum(tl.where(inside, z, 0.0), axis=0)
+        # Masked after the transform: a cap would turn -inf into -cap, and that into probability mass.
         z = tl.where(inside, z, float("-inf"))
         if STATS:
             tile_peak, tile_best = tl.max(z, axis=0, return_indices=True, return_indices_tie_break_left=True)
             best = tl.where(tile_peak > peak, first + start + tile_best, best)
-        else:
-            tile_peak = tl.max(z, axis=0)
-        new_peak = tl.maximum(peak, tile_peak)
-        fade = tl.exp2((peak - new_peak) * LOG2E)
-        below = z - new_peak
-        e = tl.exp2(below * LOG2E)
-        if STATS:
-            moved = moment + mass * (peak - new_peak)
-            moment = fade * moved + tl.sum(e * tl.where(e > 0, below, 0.0), axis=0)
-        mass = mass * fade + tl.sum(e, axis=0)
-        peak = new_peak
-
+        peak, mass, moment = _merge(peak, mass, moment, z, STATS)
     tl.store(peak_ptr + row, peak)
     tl.store(mass_ptr + row, mass)
     if TOTAL:
@@ -93,10 +98,7 @@ def _fold_kernel(  # type: ignore[no-untyped-def]
         tl.store(moment_ptr + row, moment)
         tl.store(best_ptr + row, best)
     if (label >= 0) & (label < columns):
-        target = tl.load(base + label).to(ACC) * scale
-        if CAP:
-            target = cap * _tanh(target / cap)
-        tl.store(target_ptr + row, target)
+        tl.store(target_ptr + row, _logit(tl.load(base + label), scale, cap, CAP, ACC))
 
 
 @jit

@@ -110,6 +110,10 @@ def _check_train(config: Config) -> None:
             f"train.global_batch_size {train.global_batch_size} is no multiple of workers x micro_batch_size "
             f"({train.workers} x {train.micro_batch_size} = {per_pass})"
         )
+    if train.loss_budget_gib < 0:
+        raise ValueError(f"train.loss_budget_gib is {train.loss_budget_gib}; GiB per rank, or 0 for no limit")
+    if train.loss_budget_gib and not train.fused_loss:
+        warnings.warn("train.loss_budget_gib has no effect with train.fused_loss=false", stacklevel=3)
     if not 0 <= train.warmup_ratio < 1:
         raise ValueError(f"train.warmup_ratio is {train.warmup_ratio}; a share in [0, 1)")
     if config.evaluate.confidence <= 0 or config.evaluate.confidence >= 1:

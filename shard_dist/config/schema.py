@@ -232,6 +232,10 @@ class TrainConfig:
     """bfloat16 weights with fp32 master weights; off: fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    fused_loss: bool = True
+    """Head and loss by `shard_kernels`, which keeps no second copy of the logits; off: plain torch, for comparison."""
+    loss_budget_gib: float = 0.0
+    """Where head and loss would take more memory than this per rank, compute the logits twice; 0: no limit."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Merged into the DeepSpeed configuration; a key that we set ourselves is refused."""
     checkpoint_every: int = 100

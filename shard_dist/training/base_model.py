@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from shard_dist.training.head import check_head
+from shard_kernels import logit_terms
 
 
 def load_tokenizer(model: str, revision: str, tokenizer: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -26,7 +26,7 @@ def load_config(model: str, revision: str, trust_remote_code: bool) -> Pretraine
 
 def check_model(model: str, revision: str = "", tokenizer: str = "", trust_remote_code: bool = False) -> None:
     """Raise ValueError where `model` (directory or hub id) cannot be trained: absent, no chat template, odd head."""
-    check_head(load_config(model, revision, trust_remote_code))
+    logit_terms(load_config(model, revision, trust_remote_code))
     load_tokenizer(model, revision, tokenizer, trust_remote_code)
 
 

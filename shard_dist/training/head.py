@@ -1,4 +1,4 @@
-"""The loss, inside the model's forward: ZeRO-3 gathers the head's weight there and releases it after.
+"""The loss, inside the forward of the model's own head: where ZeRO-3 gathers its weight, and releases it after.
 
 Legend: B rows, L tokens, N supervised tokens, H hidden, V vocabulary.
 """
@@ -6,26 +6,25 @@ Legend: B rows, L tokens, N supervised tokens, H hidden, V vocabulary.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-# What some families do to their logits after the head; we apply the head ourselves and would leave it out.
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+from shard_dist.config.schema import TrainConfig
+from shard_kernels import HeadOptions, install_loss_head
 
 
-def check_head(config: PretrainedConfig) -> None:
-    """Raise ValueError for a model whose logits are more than a linear head."""
-    for name in LOGIT_CHANGES:
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ValueError(f"{config.model_type} models change their logits ({name}); training them is not supported")
+def head_options(config: TrainConfig) -> HeadOptions:
+    budget = int(config.loss_budget_gib * 2**30) or None
+    return HeadOptions(budget_bytes=budget, eager=not config.fused_loss)
 
 
 class CausalLoss(nn.Module):
     """A causal language model that returns its loss instead of its logits."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, options: HeadOptions | None = None) -> None:
+        """Makes the model's own head a LossHead. Raises ValueError for a head that is more than a linear layer."""
         super().__init__()
+        install_loss_head(model, options)
         self.model = model
 
     def forward(
@@ -38,6 +37,6 @@ class CausalLoss(nn.Module):
         the right, where causal attention never looks.
         """
         hidden_BLH = self.model.get_decoder()(input_ids=ids_BL, use_cache=False).last_hidden_state
-        hidden_NH = hidden_BLH.flatten(0, 1).index_select(0, rows_N)
-        logits_NV = self.model.get_output_embeddings()(hidden_NH).float()
-        return F.cross_entropy(logits_NV, targets_N, reduction="sum") / denominator
+        head = self.model.get_output_embeddings()
+        loss: torch.Tensor = head(hidden_BLH, targets_N, rows=rows_N, denominator=denominator)
+        return loss

@@ -22,7 +22,7 @@ from shard_dist.training import checkpoint, zero
 from shard_dist.training.base_model import load_config, load_tokenizer
 from shard_dist.training.examples import read_examples
 from shard_dist.training.export import export
-from shard_dist.training.head import CausalLoss
+from shard_dist.training.head import CausalLoss, head_options
 from shard_dist.training.job import TrainJob
 from shard_dist.training.objectives import Tokens, collate, encode
 from shard_dist.training.order import deal, global_batch, total_steps
@@ -54,7 +54,7 @@ def train_loop(job: TrainJob, on_checkpoint: OnCheckpoint | None = None) -> dict
     start = _agree(lambda: checkpoint.newest(Path(job.checkpoint_dir), job.identity, dist.get_world_size()))
 
     model = zero.load_model(job.model, job.revision, job.trust_remote_code, config)
-    engine = zero.start_engine(CausalLoss(model), config)
+    engine = zero.start_engine(CausalLoss(model, head_options(config)), config)
     engine.train()  # from_pretrained leaves a model in eval mode, where dropout and recomputation are off
     if start is not None:
         checkpoint.load(engine, Path(job.checkpoint_dir), start)

@@ -75,6 +75,7 @@ def test_included_files_come_first_and_relative_to_the_includer(file: Path) -> N
         ("data.sources[4].limit=1", "no entry 4; the list has 1"),
         ("data.split.val=0.9", "data.split"),
         ("train.global_batch_size=7 train.workers=2", "override"),
+        ("train.loss_budget_gib=-1", "train.loss_budget_gib is -1"),
         ("models.student.engine_args.model=x", "set models.student.model instead"),
         ("models.student.model=./nowhere", "no config.json there"),
         ("recipe.generator=teacher", "models.teacher is missing"),
@@ -121,6 +122,8 @@ def test_batches_that_do_not_divide_are_refused(file: Path) -> None:
 def test_a_setting_without_effect_is_warned_of(file: Path) -> None:
     with pytest.warns(UserWarning, match=r"models\.teacher is used by nothing"):
         load_config(file, ["models.teacher.model=x"])
+    with pytest.warns(UserWarning, match=r"train\.loss_budget_gib has no effect"):
+        load_config(file, ["train.fused_loss=false", "train.loss_budget_gib=1"])
 
 
 def test_secrets_are_redacted_wherever_they_hide() -> None:

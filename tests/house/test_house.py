@@ -10,13 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "shard_dist"
+KERNELS = ROOT / "kernels"
 
 # Lowest first; an import goes down or stays level. The longest matching name decides.
 FLOORS = [
     ("records", "artefacts"),
     ("config", "prompts", "cluster"),
     ("ledger",),
-    ("engines", "data", "judges"),
+    ("engines", "data", "judges", "shard_kernels"),
     ("recipes", "training", "evaluation", "report", "rundir", "progress", "tracking", "demo"),
     ("stages",),
     ("pipeline",),
@@ -64,7 +65,7 @@ def test_imports_go_down_the_floors(path: Path) -> None:
     if here == "__init__":
         return
     for module in imports(path):
-        if module.startswith("shard_dist."):
+        if module.startswith(("shard_dist.", "shard_kernels")):
             inner = module.removeprefix("shard_dist.")
             assert floor(inner) <= floor(here), f"{here} imports {inner}, which is above it"
 
@@ -76,7 +77,15 @@ def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
         assert name(path) in ROOMS.get(library, {name(path)}), f"{name(path)} imports {library}"
 
 
-@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "tests").rglob("*.py"))], ids=str)
+def test_the_kernels_stand_on_their_own() -> None:
+    """They can be used without shard_dist."""
+    for path in sorted(KERNELS.rglob("*.py")):
+        assert not [module for module in imports(path) if module.split(".")[0] in {"shard_dist", *ROOMS}], path
+
+
+@pytest.mark.parametrize(
+    "path", [path for top in (PACKAGE, KERNELS, ROOT / "tests") for path in top.rglob("*.py")], ids=str
+)
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") < 400, f"{path} has {text.count(chr(10))} lines"

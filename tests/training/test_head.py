@@ -4,10 +4,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma2Config
 
-from shard_dist.training.head import CausalLoss, check_head
+from shard_dist.config.schema import TrainConfig
+from shard_dist.training.head import CausalLoss, head_options
 from shard_dist.training.objectives import collate, sft
+from shard_kernels import HeadOptions
 
 
 @pytest.fixture
@@ -46,7 +48,25 @@ def test_the_loss_is_float32_whatever_the_weights(model, tiny: ModuleType) -> No
     assert loss.dtype == torch.float32
 
 
-def test_models_that_change_their_logits_are_refused() -> None:
-    check_head(LlamaConfig())
-    with pytest.raises(ValueError, match="final_logit_softcapping"):
-        check_head(Gemma2Config())
+def test_the_plain_twin_and_a_budget_give_the_same_loss(model, tiny: ModuleType) -> None:
+    """`train.fused_loss` and `train.loss_budget_gib` choose how, not what."""
+    batch = collate([sft(example, tiny.tokenizer(), {}) for example in tiny.examples(5)])
+    losses = []
+    for settings in ({}, {"fused_loss": False}, {"loss_budget_gib": 1e-9}):
+        options = head_options(TrainConfig(**settings))
+        losses.append(CausalLoss(model, options)(batch.ids_BL, batch.rows_N, batch.targets_N, 3.0).item())
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+    assert head_options(TrainConfig()) == HeadOptions()
+    assert head_options(TrainConfig(loss_budget_gib=0.5)).budget_bytes == 2**29
+
+
+def test_caps_and_scales_of_a_family_are_the_heads(tiny: ModuleType) -> None:
+    """Gemma's capped logits: our forward has the loss of the model's own."""
+    torch.manual_seed(0)
+    config = Gemma2Config(vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=16,
+                          num_attention_heads=2, num_key_value_heads=1, final_logit_softcapping=0.5)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    rows = [sft(example, tiny.tokenizer(), {}) for example in tiny.examples(5)]
+    expected = tiny.summed_loss(model, rows)
+    batch = collate(rows)
+    torch.testing.assert_close(CausalLoss(model)(batch.ids_BL, batch.rows_N, batch.targets_N, 1.0), expected)
