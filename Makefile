@@ -2,6 +2,7 @@
 #
 # SHARD_TORCH_INDEX=URL  take torch from this package index (where `torch==2.13.0` alone is not a CPU build)
 # PYTHON=python3.12      the interpreter for .venv (3.11 or newer)
+# BENCH="--budget-seconds 500 --resume"  options of `make bench-kernels`; BENCH=--help lists them
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ STAMP := .venv/.installed
 # Downloads of this size want more patience than pip's default.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --timeout 120
 
-.PHONY: demo test unit lint format lock seed-model kill-test clean help
+.PHONY: demo test unit lint format lock seed-model kill-test peers bench-kernels clean help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +39,11 @@ seed-model: $(STAMP)  ## Train the demo's toy model again (about 16 minutes on 2
 kill-test: $(STAMP)  ## Kill the demo in generation, training and evaluation; count what was done twice
 	$(BIN)/python tests/soak/kill_demo.py
 
+peers: .venv/.peers  ## Install what bench-kernels compares with, and matplotlib
+
+bench-kernels: $(STAMP)  ## Time, memory and error of the fused loss and its peers, into build/bench/ (CPU: 2 minutes)
+	PYTHONPATH=kernels $(BIN)/python -m bench $(BENCH)
+
 lock:  ## Resolve requirements/cpu.in again (needs uv)
 	uv pip compile --quiet --no-header --no-annotate --python-version 3.11 requirements/cpu.in \
 	    --override requirements/overrides.txt --output-file requirements/cpu.lock
@@ -56,3 +62,7 @@ $(STAMP): requirements/cpu.lock pyproject.toml
 	@$(BIN)/python -c 'import torch, sys; sys.exit(torch.version.cuda and "torch is a CUDA build: set SHARD_TORCH_INDEX to an index with CPU builds and call make clean first")' \
 	    || { echo "torch does not import as a CPU build; see SHARD_TORCH_INDEX in the Makefile" >&2; exit 1; }
 	@touch $(STAMP)
+
+.venv/.peers: requirements/peers.txt $(STAMP)
+	$(PIP) -r requirements/peers.txt
+	@touch $@
