@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 WIDTH_MULTIPLE = 128  # a block's columns: whole tiles for the matrix products
-PITCH_MULTIPLE = 8  # 16 bytes in bf16: what the matrix products want of a row's address
+PITCH_MULTIPLE = 16  # elements from row to row: what Triton wants to know to load 16 bytes at a time; cuBLAS wants 8
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,23 @@ def plan_layout(rows: int, hidden: int, vocab: int, blocks: int = 8) -> Layout:
 
     Why dW block j fits before logits block j: for S >= H every earlier block has moved the start by at least its dW's
     size, and the pad holds block j's own. For S < H the logits stand at the end of V * H + pad elements. The last
-    block's pitch may exceed its width by up to 7 columns, hence the S * 8 of the pad.
+    block's pitch may exceed its width by up to 15 columns, hence the S * 16 of the pad.
     """
     ranges = vocab_blocks(vocab, blocks)
     pitches = [round_up(width, PITCH_MULTIPLE) for _, width in ranges]
     pad = ranges[0][1] * hidden + rows * PITCH_MULTIPLE
-    start = max(pad, pad + vocab * hidden - rows * sum(pitches))
+    start = round_up(max(pad, pad + vocab * hidden - rows * sum(pitches)), PITCH_MULTIPLE)  # aligned rows
     placed = []
     for (first, width), pitch in zip(ranges, pitches, strict=True):
         placed.append(Block(first, width, pitch, start))
         assert (first + width) * hidden <= start, "a block of dW would reach logits that are still needed"
         start += pitch * rows
     return Layout(rows, hidden, vocab, tuple(placed), max(start, vocab * hidden))
+
+
+def padded_view(buffer: torch.Tensor, rows: int, width: int) -> torch.Tensor:
+    """View [rows, width] of the front of a buffer, rows as far apart as in a Block."""
+    return buffer.as_strided((rows, width), (round_up(width, PITCH_MULTIPLE), 1))
 
 
 def round_up(number: int, multiple: int) -> int:

@@ -39,7 +39,8 @@ def linear_cross_entropy(
     cap). `return_stats` adds RowStats of the supervised rows. `plan`, `budget_bytes`: see `plan_loss`. `triton` False
     takes the torch twins of the row kernels, None the kernels on a GPU.
 
-    Can be differentiated once, by any upstream gradient. Raises ValueError for input that does not fit together.
+    Can be differentiated once, to first order, by any upstream gradient. Raises ValueError for input that does not fit
+    together.
     """
     _check_reduction(reduction, denominator)
     terms = read_terms(logit_scale, softcap, label_smoothing, z_loss)

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from shard_kernels.gemm import SIXTEEN_BIT, WIDENED_K
-from shard_kernels.layout import plan_layout, vocab_blocks
+from shard_kernels.layout import PITCH_MULTIPLE, plan_layout, round_up, vocab_blocks
 from shard_kernels.rows import TWIN_ELEMENTS
 
 PlanName = Literal["B", "T", "R"]
@@ -98,7 +98,7 @@ def _plan_t(tokens: int, supervised: int, hidden: int, vocab: int, dtype: torch.
     chunk = token_chunk(supervised, hidden)
     dw = vocab * hidden * max(4, dtype.itemsize)
     dx = supervised * hidden * dtype.itemsize if supervised < tokens else 0
-    logits = chunk * vocab * dtype.itemsize
+    logits = chunk * round_up(vocab, PITCH_MULTIPLE) * dtype.itemsize
     peak = dw + dx + logits + _rows(tokens, supervised, hidden, dtype)
     # On a CPU dW's product widens chunks of dlogits [V, K] and of hidden [K, H].
     return LossPlan("T", peak + _scratch(vocab, hidden, dtype, device), 1, chunk)
@@ -111,7 +111,7 @@ def _plan_r(
     rows = _rows(tokens, supervised, hidden, dtype) + _dx(tokens, supervised, hidden, dtype)
     fixed = dw + rows + _scratch(supervised, hidden, dtype, device)
     for blocks in (8, 16, 32, 64):  # narrower blocks until it fits; under 2,000 columns products get slow
-        width = vocab_blocks(vocab, blocks)[0][1]
+        width = round_up(vocab_blocks(vocab, blocks)[0][1], PITCH_MULTIPLE)
         plan = LossPlan("R", fixed + supervised * width * dtype.itemsize, blocks, supervised)
         if budget is None or plan.bytes <= budget:
             break

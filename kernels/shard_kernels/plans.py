@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from shard_kernels.compact import gather_rows, scatter_rows
 from shard_kernels.gemm import accumulate_, accumulator_dtype, narrow_, project, scale_, whole_reductions
-from shard_kernels.layout import plan_layout, vocab_blocks
+from shard_kernels.layout import PITCH_MULTIPLE, padded_view, plan_layout, round_up, vocab_blocks
 from shard_kernels.planner import LossPlan
 from shard_kernels.rows import LossTerms, RowState, fold, to_gradients_
 
@@ -47,10 +47,10 @@ def row_state(
     rows = len(labels_S)
     state = RowState.start(rows, accumulator_dtype(weight_VH.dtype), hidden_SH.device)
     ranges = vocab_blocks(weight_VH.shape[0], spec.plan.blocks)
-    buffer = hidden_SH.new_empty(rows * ranges[0][1])
+    buffer = hidden_SH.new_empty(rows * round_up(ranges[0][1], PITCH_MULTIPLE))
     with whole_reductions():
         for first, width in ranges:
-            logits_SC = buffer[: rows * width].view(rows, width)
+            logits_SC = padded_view(buffer, rows, width)
             project(hidden_SH, weight_VH, bias_V, first, logits_SC)
             fold(logits_SC, first, labels_S, state, spec.terms, stats=spec.stats, triton=spec.triton)
     return state
@@ -120,13 +120,13 @@ class PlanR(torch.autograd.Function):
         hidden_SH, weight_VH, bias_V, labels_S, rows_S, lse_S = _saved(ctx)
         spec, rows, vocab = ctx.spec, len(labels_S), weight_VH.shape[0]
         ranges = vocab_blocks(vocab, spec.plan.blocks)
-        buffer = hidden_SH.new_empty(rows * ranges[0][1])
+        buffer = hidden_SH.new_empty(rows * round_up(ranges[0][1], PITCH_MULTIPLE))
         dweight_VH = torch.empty_like(weight_VH) if ctx.needs_input_grad[1] else None
         grads = Gradients.start(ctx, hidden_SH, weight_VH, bias_V, lse_S, dweight_VH)
         upstream_S = upstream_S.to(lse_S.dtype).contiguous()
         with whole_reductions():
             for first, width in ranges:
-                d_SC = buffer[: rows * width].view(rows, width)
+                d_SC = padded_view(buffer, rows, width)
                 project(hidden_SH, weight_VH, bias_V, first, d_SC)
                 to_gradients_(d_SC, first, vocab, labels_S, lse_S, upstream_S, spec.terms, triton=spec.triton)
                 grads.add_block(d_SC, first, hidden_SH, weight_VH)
@@ -143,7 +143,7 @@ class PlanT(torch.autograd.Function):
         dhidden_SH = torch.empty_like(hidden_SH) if ctx.needs_input_grad[0] else None
         dweight_VH = weight_VH.new_empty(weight_VH.shape, dtype=dtype) if ctx.needs_input_grad[1] else None
         dbias_V = bias_V.new_zeros(bias_V.shape, dtype=dtype) if ctx.needs_input_grad[2] else None
-        buffer = hidden_SH.new_empty(spec.plan.chunk * weight_VH.shape[0])
+        buffer = hidden_SH.new_empty(spec.plan.chunk * round_up(weight_VH.shape[0], PITCH_MULTIPLE))
         per_chunk = []
         with whole_reductions():
             for start in range(0, max(1, len(labels_S)), spec.plan.chunk):  # one empty chunk over no rows: zeros
@@ -190,7 +190,7 @@ def _chunk_gradients(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
     """Losses, statistics and dlogits [C, V] (a view of `buffer`) of one chunk, for an upstream gradient of 1."""
     rows, vocab = len(labels_C), weight_VH.shape[0]
-    logits_CV = buffer[: rows * vocab].view(rows, vocab)
+    logits_CV = padded_view(buffer, rows, vocab)
     state = RowState.start(rows, accumulator_dtype(weight_VH.dtype), x_CH.device)
     project(x_CH, weight_VH, bias_V, 0, logits_CV)
     fold(logits_CV, 0, labels_C, state, spec.terms, stats=spec.stats, triton=spec.triton)
