@@ -121,7 +121,7 @@ def _fold_rows(
     peak_S = torch.maximum(state.peak[rows], block_peak_S)
     shift_S = state.peak[rows] - peak_S
     below_SC = z_SC - peak_S[:, None]
-    e_SC = below_SC.exp()
+    e_SC = below_SC.exp() if stats else below_SC.exp_()
     if stats:
         moved_S = state.moment[rows] + state.mass[rows] * shift_S
         below_SC = below_SC.masked_fill_(e_SC == 0, 0)
@@ -151,7 +151,9 @@ def to_gradients_(
         rows = slice(row, row + step)
         lse_S1, g_S1 = lse_S[rows, None], upstream_S[rows, None]
         tanh_SC, z_SC = _transform(logits_SC[rows].to(lse_S.dtype), terms)
-        d_SC = (z_SC - lse_S1).exp_().mul_(1 + 2 * terms.z_loss * lse_S1)
+        d_SC = (z_SC - lse_S1).exp_()
+        if terms.z_loss:
+            d_SC *= 1 + 2 * terms.z_loss * lse_S1
         if terms.label_smoothing:
             d_SC -= terms.label_smoothing / vocab
         label_S1 = labels_S[rows, None] - first
