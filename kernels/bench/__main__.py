@@ -29,6 +29,14 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = sys.argv[1:] if argv is None else argv
     options = _options(arguments)
+    try:
+        return _bench(options, arguments)
+    except results.Unusable as error:
+        log.error("%s", error)
+        return 2
+
+
+def _bench(options: argparse.Namespace, arguments: list[str]) -> int:
     if options.plot_only:
         plot.draw(results.read(options.plot_only), options.plot_only.with_suffix(".png"))
         return 0

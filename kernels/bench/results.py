@@ -37,6 +37,10 @@ PROTOCOL = {
 }
 
 
+class Unusable(ValueError):
+    """A document that cannot be gone on with, or is none."""
+
+
 def environment(device: torch.device, repeats: int) -> dict[str, Any]:
     """The head of the document."""
     packages = ["torch", "triton", *sorted({provider.package for provider in PROVIDERS.values()} - {"torch"})]
@@ -127,24 +131,27 @@ def comparison(shape: Shape, found: list[dict[str, Any]], plain: Errors) -> dict
 def resume(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     """The document at `path`, to go on with; `fresh` where there is none.
 
-    Raises ValueError where it was measured on another device, with other versions or by another protocol.
+    Raises Unusable where it was measured on another device, with other versions or by another protocol.
     """
     if not path.exists():
         return fresh
     old = read(path)
     for key in ("device", "versions", "protocol", "commit"):
         if old.get(key) != json.loads(json.dumps(fresh[key])):
-            raise ValueError(f"{path} was measured with {key} {old.get(key)}, now {fresh[key]}; choose another --out")
+            raise Unusable(f"{path} was measured with {key} {old.get(key)}, now {fresh[key]}; choose another --out")
     if old["command"] != fresh["command"]:
         old["command"] += f"; {fresh['command']}"
     return old | {"absent": old["absent"] | fresh["absent"], "stopped": None}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A document. Raises ValueError for a file that is none."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    """A document. Raises Unusable for a file that is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unusable(f"cannot read {path}: {error}") from error
     if not isinstance(document, dict) or not {"device", "records"} <= set(document):
-        raise ValueError(f"{path} is no document of this benchmark: it has no device and records")
+        raise Unusable(f"{path} is no document of this benchmark: it has no device and records")
     return document
 
 
