@@ -43,10 +43,10 @@ def test_a_larger_shape() -> None:
 
 @pytest.mark.parametrize("plan", ["B", "T", "R"])
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-@pytest.mark.parametrize("supervised", [0, 1, 127, 128, 129, 600])
+@pytest.mark.parametrize("supervised", [0, 1, 127, 128, 129, 600, 1269])
 def test_ragged_counts_of_supervised_tokens(supervised: int, dtype: torch.dtype, plan: str) -> None:
     """S below, at and above H = 128."""
-    p = make(640, 128, 507, dtype=dtype, masked=1 - supervised / 640)
+    p = make(1300, 128, 507, dtype=dtype, masked=1 - supervised / 1300)
     assert len(p.rows) == supervised
     result = check(p, plan=plan)
     assert torch.isfinite(result.loss)

@@ -292,8 +292,9 @@ def test_p20_shards_of_shifted_labels_add_up_to_the_whole(plan: Any) -> None:
 
 @PLANS
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-def test_p21_vocabularies_of_262144(dtype: torch.dtype, plan: str) -> None:
-    check(make(2, 8, 262_144, dtype=dtype), plan=plan)
+@pytest.mark.parametrize("vocab", [32_000, 50_257, 262_144])
+def test_p21_large_vocabularies(vocab: int, dtype: torch.dtype, plan: str) -> None:
+    check(make(2, 8, vocab, dtype=dtype), plan=plan)
 
 
 def test_p23_kernels_use_nothing_that_the_interpreter_lacks_or_gets_wrong() -> None:
