@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from shard_dist.engines.worker import Backend, Counters, ModelIdentity, Program, RowAsk
@@ -34,9 +35,9 @@ def run_local(
     """Results by row index, the indices of rows that need an engine, and the calls that the ledger answered."""
     if not roles:
         return asyncio.run(_run(program, rows, {}, {}))
-    ledger = Ledger(roles[0].ledger)
-    backends: dict[str, Backend] = {role.name: LedgerBackend(ledger) for role in roles}
-    return asyncio.run(_run(program, rows, backends, {role.name: role.identity for role in roles}))
+    with closing(Ledger(roles[0].ledger)) as ledger:
+        backends: dict[str, Backend] = {role.name: LedgerBackend(ledger) for role in roles}
+        return asyncio.run(_run(program, rows, backends, {role.name: role.identity for role in roles}))
 
 
 async def _run(

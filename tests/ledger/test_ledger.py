@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shard_dist.ledger import store
 from shard_dist.ledger.key import call_key, request_seed
 from shard_dist.ledger.store import Ledger
 from shard_dist.records import Call, Completion, Sampling
@@ -56,6 +58,56 @@ def test_a_line_that_is_no_entry_is_counted_and_skipped(tmp_path: Path, line: by
     (tmp_path / "x.jsonl").write_bytes(line)
     ledger = Ledger(tmp_path)
     assert (ledger.stats.entries, ledger.stats.torn_lines) == (0, 1)
+
+
+def test_a_line_damaged_between_its_ends_is_made_again(tmp_path: Path) -> None:
+    """Its ends look whole, so it shows only when it is asked for."""
+    Ledger(tmp_path).append("first", CALL, completion("one"))
+    segment = next(tmp_path.glob("*.jsonl"))
+    segment.write_bytes(segment.read_bytes().replace(b'"texts"', b'"te\x00ts"'))
+    reader = Ledger(tmp_path)
+    assert reader.stats.entries == 1
+    assert reader.get("first") is None
+    assert (reader.stats.entries, reader.stats.lines, reader.stats.torn_lines) == (0, 0, 1)
+    assert reader.get("first") is None
+    assert reader.stats.torn_lines == 1
+    reader.append("first", CALL, completion("again"))
+    assert reader.get("first") == completion("again")
+
+
+def test_answers_are_found_in_more_segments_than_are_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "OPEN_SEGMENTS", 3)
+    for number in range(8):
+        Ledger(tmp_path).append(str(number), CALL, completion(f"text {number}"))
+    reader = Ledger(tmp_path)
+    for number in [*range(8), *reversed(range(8))]:
+        assert reader.get(str(number)) == completion(f"text {number}")
+        assert len(reader._readers) <= 3
+    reader.close()
+    assert not reader._readers
+
+
+def test_a_writer_finds_its_own_answers_between_those_of_others(tmp_path: Path) -> None:
+    Ledger(tmp_path).append("old", CALL, completion("old"))
+    ledger = Ledger(tmp_path)
+    for number in range(5):
+        ledger.append(str(number), CALL, completion("ü" * number))
+        assert ledger.get(str(number)) == completion("ü" * number)
+    assert ledger.get("old") == completion("old")
+    assert ledger.get("0") == completion("")
+
+
+def test_answers_are_not_kept_in_memory(tmp_path: Path) -> None:
+    """A million entries have to fit beside an engine: keys and places only."""
+    writer = Ledger(tmp_path)
+    for number in range(50):
+        writer.append(f"{number:064d}", CALL, completion("x" * 100_000))
+    tracemalloc.start()
+    reader = Ledger(tmp_path)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert reader.stats.entries == 50
+    assert held < 100_000
 
 
 def test_writers_have_segments_of_their_own_and_readers_have_none(tmp_path: Path) -> None:
