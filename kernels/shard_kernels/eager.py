@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from shard_kernels.compact import gather_rows
 from shard_kernels.inputs import read_inputs, read_terms
-from shard_kernels.loss import Reduction
+from shard_kernels.loss import Reduction, check_reduction, reduce_losses
 from shard_kernels.plans import RowStats
 
 
@@ -30,9 +31,11 @@ def eager_linear_cross_entropy(
     return_stats: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, RowStats]:
     """As `linear_cross_entropy`, with fp32 logits [S, V] and their gradient in memory; can be differentiated again."""
+    check_reduction(reduction, denominator)
     terms = read_terms(logit_scale, softcap, label_smoothing, z_loss)
-    hidden_NH, weight_VH, bias_V, labels_S, rows_S = read_inputs(hidden, weight, labels, rows, bias, ignore_index)
-    hidden_SH = hidden_NH if rows_S is None else hidden_NH.index_select(0, rows_S)
+    inputs = read_inputs(hidden, weight, labels, rows, bias, ignore_index)
+    hidden_NH, weight_VH, bias_V, labels_S, rows_S = inputs
+    hidden_SH = gather_rows(hidden_NH, rows_S)
     logits_SV = F.linear(hidden_SH, weight_VH, bias_V)
     z_SV = (logits_SV if weight.dtype == torch.float64 else logits_SV.float()) * terms.logit_scale
     if terms.softcap:
@@ -41,13 +44,7 @@ def eager_linear_cross_entropy(
     if z_loss:
         loss = loss + z_loss * z_SV.logsumexp(1).square()
     stats = RowStats(*(t.detach() for t in _stats(z_SV, labels_S))) if return_stats else None
-    if reduction == "none" and rows is None:
-        zeros_N = loss.new_zeros(len(hidden_NH))
-        loss = (loss if rows_S is None else zeros_N.index_copy(0, rows_S, loss)).reshape(labels.shape)
-    elif reduction != "none":
-        loss = loss.sum()
-        if reduction == "mean":
-            loss = loss / (max(1, len(labels_S)) if denominator is None else denominator)
+    loss = reduce_losses(loss, inputs, reduction, denominator, labels.shape)
     return (loss, stats) if stats is not None else loss
 
 

@@ -13,7 +13,7 @@ from shard_kernels import row_kernels
 from shard_kernels.compact import gather_rows
 from shard_kernels.inputs import Inputs, read_inputs, read_terms
 from shard_kernels.planner import LossPlan, PlanName, plan_loss
-from shard_kernels.plans import PlanB, PlanR, PlanT, RowStats, Spec, row_state, row_stats
+from shard_kernels.plans import PlanB, PlanR, PlanT, RowStats, Spec, row_state, row_stats, shared_blocks
 
 Reduction = Literal["none", "sum", "mean"]
 
@@ -42,17 +42,14 @@ def linear_cross_entropy(
     Can be differentiated once, to first order, by any upstream gradient. Raises ValueError for input that does not fit
     together.
     """
-    _check_reduction(reduction, denominator)
+    check_reduction(reduction, denominator)
     terms = read_terms(logit_scale, softcap, label_smoothing, z_loss)
     inputs = read_inputs(hidden, weight, labels, rows, bias, ignore_index)
     chosen = _choose(inputs, budget_bytes, reduction == "none", plan)
     use_triton = row_kernels.available(hidden.device) if triton is None else triton
     with torch.autocast(hidden.device.type, enabled=False):
-        loss, stats = _losses(inputs, Spec(chosen, terms, use_triton, return_stats), reduction)
-        if reduction == "none" and rows is None:
-            loss = _spread(loss, inputs, labels.shape)
-        if reduction == "mean":
-            loss = loss / (max(1, len(inputs.labels_S)) if denominator is None else denominator)
+        losses, stats = _losses(inputs, Spec(chosen, terms, use_triton, return_stats))
+        loss = reduce_losses(losses, inputs, reduction, denominator, labels.shape)
     return loss if stats is None else (loss, stats)
 
 
@@ -74,38 +71,57 @@ def per_token_logprobs(
     return -losses
 
 
-def _check_reduction(reduction: str, denominator: float | torch.Tensor | None) -> None:
+def check_reduction(reduction: str, denominator: float | torch.Tensor | None) -> None:
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"reduction={reduction!r}: none, sum or mean")
     if denominator is not None and reduction != "mean":
         raise ValueError(f"denominator has no effect on reduction={reduction!r}; leave it out or use mean")
 
 
+def reduce_losses(
+    losses_S: torch.Tensor,
+    inputs: Inputs,
+    reduction: Reduction,
+    denominator: float | torch.Tensor | None,
+    labels_shape: torch.Size,
+) -> torch.Tensor:
+    """Losses of the supervised rows (plan T: their sum) as asked for; "none" in the labels' shape, 0 where masked."""
+    if reduction == "none":
+        if labels_shape.numel() == len(losses_S):  # nothing is masked, or the labels are those of given rows
+            return losses_S.reshape(labels_shape)
+        assert inputs.rows_S is not None
+        zeros_N = losses_S.new_zeros(len(inputs.hidden_NH))
+        return zeros_N.index_copy(0, inputs.rows_S, losses_S).reshape(labels_shape)
+    total = losses_S.sum()
+    if reduction == "sum":
+        return total
+    return total / (max(1, len(inputs.labels_S)) if denominator is None else denominator)
+
+
+def _learns(inputs: Inputs) -> bool:
+    tensors = (inputs.hidden_NH, inputs.weight_VH, inputs.bias_V)
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def _choose(inputs: Inputs, budget_bytes: int | None, per_token: bool, name: PlanName | None) -> LossPlan:
-    tokens, (vocab, hidden) = len(inputs.hidden_NH), inputs.weight_VH.shape
+    vocab, hidden = inputs.weight_VH.shape
+    sizes = (len(inputs.hidden_NH), len(inputs.labels_S), hidden, vocab, inputs.weight_VH.dtype)
     settings: Any = {"budget_bytes": budget_bytes, "per_token": per_token, "device": inputs.hidden_NH.device.type}
-    return plan_loss(tokens, len(inputs.labels_S), hidden, vocab, inputs.weight_VH.dtype, **settings, name=name)
+    chosen = plan_loss(*sizes, **settings, name=name)
+    # Without gradients it is R's forward, whatever the plan: a block of logits at a time.
+    return chosen if _learns(inputs) else plan_loss(*sizes, **settings, name="R")
 
 
-def _losses(inputs: Inputs, spec: Spec, reduction: Reduction) -> tuple[torch.Tensor, RowStats | None]:
-    """[S] for "none", else their sum."""
+def _losses(inputs: Inputs, spec: Spec) -> tuple[torch.Tensor, RowStats | None]:
+    """[S], or their sum by plan T."""
     hidden, weight, bias, labels, rows = inputs
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
-    if not learns:
-        state = row_state(gather_rows(hidden, rows), weight, bias, labels, spec)
+    if not _learns(inputs):
+        blocks = shared_blocks(len(labels), weight, spec.plan.blocks)
+        state = row_state(gather_rows(hidden, rows), weight, bias, labels, spec, blocks)
         losses, stats = state.loss(spec.terms, weight.shape[0]), row_stats(state, labels, spec)
     elif spec.plan.name == "T":
-        total, _, *stats = PlanT.apply(hidden, weight, bias, labels, rows, spec)
-        return total, RowStats(*stats) if stats else None
+        losses, _, *stats = PlanT.apply(hidden, weight, bias, labels, rows, spec)
     else:
         function = PlanB if spec.plan.name == "B" else PlanR
         losses, *stats = function.apply(hidden, weight, bias, labels, rows, spec)
-    return losses if reduction == "none" else losses.sum(), RowStats(*stats) if stats else None
-
-
-def _spread(losses_S: torch.Tensor, inputs: Inputs, shape: torch.Size) -> torch.Tensor:
-    """Losses at their tokens' places, 0 at the masked ones."""
-    if inputs.rows_S is None:
-        return losses_S.reshape(shape)
-    zeros_N = losses_S.new_zeros(len(inputs.hidden_NH))
-    return zeros_N.index_copy(0, inputs.rows_S, losses_S).reshape(shape)
+    return losses, RowStats(*stats) if stats else None

@@ -9,6 +9,7 @@ and not among the saved tensors, since the backward destroys them: one backward 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from shard_kernels.compact import gather_rows, scatter_rows
 from shard_kernels.gemm import accumulate_, accumulator_dtype, narrow_, project, scale_, whole_reductions
-from shard_kernels.layout import PITCH_MULTIPLE, padded_view, plan_layout, round_up, vocab_blocks
+from shard_kernels.layout import PITCH_MULTIPLE, Layout, padded_view, plan_layout, round_up, vocab_blocks
 from shard_kernels.planner import LossPlan
 from shard_kernels.rows import LossTerms, RowState, fold, to_gradients_
 
@@ -28,6 +29,10 @@ class RowStats(NamedTuple):
     lse: torch.Tensor
     correct: torch.Tensor
     entropy: torch.Tensor
+
+
+# The first column of each vocabulary block, and its logits [S, C] or the memory for them.
+Blocks = Iterable[tuple[int, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,27 @@ class Spec:
 
 
 def row_state(
-    hidden_SH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None, labels_S: torch.Tensor, spec: Spec
+    hidden_SH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_S: torch.Tensor,
+    spec: Spec,
+    blocks: Blocks,
 ) -> RowState:
-    """Statistics of all rows with one vocabulary block of logits at a time: evaluation, and plan R's forward."""
-    rows = len(labels_S)
-    state = RowState.start(rows, accumulator_dtype(weight_VH.dtype), hidden_SH.device)
-    ranges = vocab_blocks(weight_VH.shape[0], spec.plan.blocks)
-    buffer = hidden_SH.new_empty(rows * round_up(ranges[0][1], PITCH_MULTIPLE))
+    """Statistics of all rows; leaves the logits in `blocks`."""
+    state = RowState.start(len(labels_S), accumulator_dtype(weight_VH.dtype), hidden_SH.device)
     with whole_reductions():
-        for first, width in ranges:
-            logits_SC = padded_view(buffer, rows, width)
+        for first, logits_SC in blocks:
             project(hidden_SH, weight_VH, bias_V, first, logits_SC)
             fold(logits_SC, first, labels_S, state, spec.terms, stats=spec.stats, triton=spec.triton)
     return state
+
+
+def shared_blocks(rows: int, weight_VH: torch.Tensor, blocks: int) -> Blocks:
+    """All blocks in the same memory, one at a time: for evaluation and plan R."""
+    ranges = vocab_blocks(weight_VH.shape[0], blocks)
+    buffer = weight_VH.new_empty(rows * round_up(ranges[0][1], PITCH_MULTIPLE))
+    return ((first, padded_view(buffer, rows, width)) for first, width in ranges)
 
 
 def row_stats(state: RowState, labels_S: torch.Tensor, spec: Spec) -> tuple[torch.Tensor, ...]:
@@ -67,37 +80,17 @@ class PlanB(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NH, weight_VH, bias_V, labels_S, rows_S, spec: Spec):  # type: ignore[no-untyped-def]
         hidden_SH = gather_rows(hidden_NH, rows_S)
-        vocab, width = weight_VH.shape
-        layout = plan_layout(len(labels_S), width, vocab, spec.plan.blocks)
-        buffer = hidden_SH.new_empty(layout.size)
-        state = RowState.start(len(labels_S), accumulator_dtype(weight_VH.dtype), hidden_SH.device)
-        with whole_reductions():
-            for block in layout.blocks:
-                logits_SC = layout.logits(buffer, block)
-                project(hidden_SH, weight_VH, bias_V, block.first, logits_SC)
-                fold(logits_SC, block.first, labels_S, state, spec.terms, stats=spec.stats, triton=spec.triton)
-        _save(ctx, hidden_SH, weight_VH, bias_V, labels_S, rows_S, state.lse())
-        ctx.layout, ctx.buffer, ctx.spec, ctx.tokens = layout, buffer, spec, len(hidden_NH)
-        stats = row_stats(state, labels_S, spec)
-        ctx.mark_non_differentiable(*stats)
-        return state.loss(spec.terms, vocab), *stats
+        ctx.layout = plan_layout(len(labels_S), weight_VH.shape[1], weight_VH.shape[0], spec.plan.blocks)
+        ctx.buffer = hidden_SH.new_empty(ctx.layout.size)
+        state = row_state(hidden_SH, weight_VH, bias_V, labels_S, spec, _separate_blocks(ctx.layout, ctx.buffer))
+        return _finish_forward(ctx, state, hidden_NH, hidden_SH, weight_VH, bias_V, labels_S, rows_S, spec)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream_S: torch.Tensor, *_: Any):  # type: ignore[no-untyped-def]
         buffer = _take(ctx, "buffer")
-        hidden_SH, weight_VH, bias_V, labels_S, rows_S, lse_S = _saved(ctx)
-        layout, spec = ctx.layout, ctx.spec
-        grads = Gradients.start(ctx, hidden_SH, weight_VH, bias_V, lse_S, layout.weight_grad(buffer))
-        upstream_S = upstream_S.to(lse_S.dtype).contiguous()
-        with whole_reductions():
-            for block in layout.blocks:
-                d_SC = layout.logits(buffer, block)
-                to_gradients_(
-                    d_SC, block.first, layout.vocab, labels_S, lse_S, upstream_S, spec.terms, triton=spec.triton
-                )
-                grads.add_block(d_SC, block.first, hidden_SH, weight_VH)
-        return grads.finish(ctx, rows_S, hidden_SH)
+        blocks, dweight_VH = _separate_blocks(ctx.layout, buffer), ctx.layout.weight_grad(buffer)
+        return _backward(ctx, ctx.saved_tensors, upstream_S, blocks, dweight_VH, again=False)
 
 
 class PlanR(torch.autograd.Function):
@@ -106,31 +99,20 @@ class PlanR(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NH, weight_VH, bias_V, labels_S, rows_S, spec: Spec):  # type: ignore[no-untyped-def]
         hidden_SH = gather_rows(hidden_NH, rows_S)
-        state = row_state(hidden_SH, weight_VH, bias_V, labels_S, spec)
-        _save(ctx, hidden_SH, weight_VH, bias_V, labels_S, rows_S, state.lse())
-        ctx.spec, ctx.tokens, ctx.fresh = spec, len(hidden_NH), True
-        stats = row_stats(state, labels_S, spec)
-        ctx.mark_non_differentiable(*stats)
-        return state.loss(spec.terms, weight_VH.shape[0]), *stats
+        blocks = shared_blocks(len(labels_S), weight_VH, spec.plan.blocks)
+        state = row_state(hidden_SH, weight_VH, bias_V, labels_S, spec, blocks)
+        ctx.fresh = True
+        return _finish_forward(ctx, state, hidden_NH, hidden_SH, weight_VH, bias_V, labels_S, rows_S, spec)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream_S: torch.Tensor, *_: Any):  # type: ignore[no-untyped-def]
         _take(ctx, "fresh")
-        hidden_SH, weight_VH, bias_V, labels_S, rows_S, lse_S = _saved(ctx)
-        spec, rows, vocab = ctx.spec, len(labels_S), weight_VH.shape[0]
-        ranges = vocab_blocks(vocab, spec.plan.blocks)
-        buffer = hidden_SH.new_empty(rows * round_up(ranges[0][1], PITCH_MULTIPLE))
+        saved = ctx.saved_tensors  # once: under activation checkpointing a second look raises
+        weight_VH = saved[1]
         dweight_VH = torch.empty_like(weight_VH) if ctx.needs_input_grad[1] else None
-        grads = Gradients.start(ctx, hidden_SH, weight_VH, bias_V, lse_S, dweight_VH)
-        upstream_S = upstream_S.to(lse_S.dtype).contiguous()
-        with whole_reductions():
-            for first, width in ranges:
-                d_SC = padded_view(buffer, rows, width)
-                project(hidden_SH, weight_VH, bias_V, first, d_SC)
-                to_gradients_(d_SC, first, vocab, labels_S, lse_S, upstream_S, spec.terms, triton=spec.triton)
-                grads.add_block(d_SC, first, hidden_SH, weight_VH)
-        return grads.finish(ctx, rows_S, hidden_SH)
+        blocks = shared_blocks(len(upstream_S), weight_VH, ctx.spec.plan.blocks)
+        return _backward(ctx, saved, upstream_S, blocks, dweight_VH, again=True)
 
 
 class PlanT(torch.autograd.Function):
@@ -199,65 +181,64 @@ def _chunk_gradients(
     return state.loss(spec.terms, vocab), row_stats(state, labels_C, spec), logits_CV
 
 
-@dataclass
-class Gradients:
-    """What a backward over vocabulary blocks adds up; None where nobody asked."""
-
-    dhidden_SH: torch.Tensor | None  # fp32, or fp64
-    dweight_VH: torch.Tensor | None
-    dbias_V: torch.Tensor | None
-
-    @classmethod
-    def start(
-        cls,
-        ctx: Any,
-        hidden_SH: torch.Tensor,
-        weight_VH: torch.Tensor,
-        bias_V: torch.Tensor | None,
-        lse_S: torch.Tensor,
-        dweight_VH: torch.Tensor | None,
-    ) -> Gradients:
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        return cls(
-            torch.empty_like(hidden_SH, dtype=lse_S.dtype) if needs_hidden else None,
-            dweight_VH if needs_weight else None,
-            torch.empty_like(bias_V) if bias_V is not None and needs_bias else None,
-        )
-
-    def add_block(self, d_SC: torch.Tensor, first: int, hidden_SH: torch.Tensor, weight_VH: torch.Tensor) -> None:
-        """One block's share. dX goes first: dW may be written over blocks that are done, never over this one."""
-        columns = slice(first, first + d_SC.shape[1])
-        if self.dhidden_SH is not None:
-            accumulate_(self.dhidden_SH, d_SC, weight_VH[columns], first=first == 0)
-        if self.dbias_V is not None:
-            self.dbias_V[columns] = d_SC.sum(0, dtype=accumulator_dtype(d_SC.dtype))
-        if self.dweight_VH is not None:
-            torch.mm(d_SC.t(), hidden_SH, out=self.dweight_VH[columns])
-
-    def finish(self, ctx: Any, rows_S: torch.Tensor | None, spare_SH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        dhidden = self.dhidden_SH
-        dhidden_NH = None if dhidden is None else scatter_rows(dhidden, rows_S, spare_SH, ctx.tokens)
-        return dhidden_NH, self.dweight_VH, self.dbias_V, None, None, None
+def _separate_blocks(layout: Layout, buffer: torch.Tensor) -> Blocks:
+    return ((block.first, layout.logits(buffer, block)) for block in layout.blocks)
 
 
-def _save(
+def _finish_forward(
     ctx: Any,
+    state: RowState,
+    hidden_NH: torch.Tensor,
     hidden_SH: torch.Tensor,
     weight_VH: torch.Tensor,
     bias_V: torch.Tensor | None,
     labels_S: torch.Tensor,
     rows_S: torch.Tensor | None,
-    lse_S: torch.Tensor,
-) -> None:
+    spec: Spec,
+) -> tuple[torch.Tensor, ...]:
+    """Keep what B's and R's backward need; losses and statistics."""
     # A gathered copy stays off the saved tensors: scatter_rows writes over it.
     ctx.gathered_SH = None if rows_S is None else hidden_SH
-    ctx.save_for_backward(hidden_SH if rows_S is None else None, weight_VH, bias_V, labels_S, rows_S, lse_S)
+    ctx.save_for_backward(hidden_SH if rows_S is None else None, weight_VH, bias_V, labels_S, rows_S, state.lse())
+    ctx.spec, ctx.tokens = spec, len(hidden_NH)
+    stats = row_stats(state, labels_S, spec)
+    ctx.mark_non_differentiable(*stats)
+    return state.loss(spec.terms, weight_VH.shape[0]), *stats
 
 
-def _saved(ctx: Any) -> tuple[Any, ...]:
-    hidden_SH, *others = ctx.saved_tensors
-    gathered_SH, ctx.gathered_SH = ctx.gathered_SH, None
-    return (hidden_SH if gathered_SH is None else gathered_SH, *others)
+def _backward(
+    ctx: Any,
+    saved: tuple[Any, ...],
+    upstream_S: torch.Tensor,
+    blocks: Blocks,
+    dweight_VH: torch.Tensor | None,
+    *,
+    again: bool,
+) -> tuple[torch.Tensor | None, ...]:
+    """B's and R's: gradients block by block. `again`: `blocks` are memory only, their logits have to be computed."""
+    hidden_SH, weight_VH, bias_V, labels_S, rows_S, lse_S = saved
+    if rows_S is not None:
+        hidden_SH, ctx.gathered_SH = ctx.gathered_SH, None
+    needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    dhidden_SH = torch.empty_like(hidden_SH, dtype=lse_S.dtype) if needs_hidden else None
+    dweight_VH = dweight_VH if needs_weight else None
+    dbias_V = torch.empty_like(bias_V) if needs_bias else None
+    upstream_S, spec, vocab = upstream_S.to(lse_S.dtype).contiguous(), ctx.spec, weight_VH.shape[0]
+    with whole_reductions():
+        for first, d_SC in blocks:
+            columns = slice(first, first + d_SC.shape[1])
+            if again:
+                project(hidden_SH, weight_VH, bias_V, first, d_SC)
+            to_gradients_(d_SC, first, vocab, labels_S, lse_S, upstream_S, spec.terms, triton=spec.triton)
+            # dX goes before dW, which may be written over blocks that are done, never over this one.
+            if dhidden_SH is not None:
+                accumulate_(dhidden_SH, d_SC, weight_VH[columns], first=first == 0)
+            if dbias_V is not None:
+                dbias_V[columns] = d_SC.sum(0, dtype=lse_S.dtype)
+            if dweight_VH is not None:
+                torch.mm(d_SC.t(), hidden_SH, out=dweight_VH[columns])
+    dhidden_NH = None if dhidden_SH is None else scatter_rows(dhidden_SH, rows_S, hidden_SH, ctx.tokens)
+    return dhidden_NH, dweight_VH, dbias_V, None, None, None
 
 
 def _take(ctx: Any, name: str) -> Any:
