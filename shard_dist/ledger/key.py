@@ -8,7 +8,6 @@ and the key is the same, so it is asked once.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
 
 from shard_dist.artefacts import value_hash
 from shard_dist.records import Call
@@ -19,16 +18,19 @@ KEY_VERSION = 1
 
 def call_key(call: Call) -> str:
     """sha256 (64 hexadecimal digits) of the call in canonical JSON."""
-    sampling = asdict(call.sampling)
-    # 1 and 1.0 are one temperature but two JSON texts.
-    sampling.update(temperature=float(sampling["temperature"]), top_p=float(sampling["top_p"]))
+    sampling = call.sampling
     return value_hash(
         {
             "version": KEY_VERSION,
             "model": call.model,
             "fingerprint": call.fingerprint,
             "messages": [[message["role"], message["content"]] for message in call.messages],
-            "sampling": sampling,
+            # 1 and 1.0 are one temperature but two JSON texts. asdict would copy deeply: 4 of 10 us.
+            "sampling": {
+                **vars(sampling),
+                "temperature": float(sampling.temperature),
+                "top_p": float(sampling.top_p),
+            },
             "schema": call.schema,
         }
     )

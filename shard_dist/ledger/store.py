@@ -1,151 +1,276 @@
 """The ledger: every finished call, appended as soon as it is finished. The only durable truth of generation.
 
-One segment per writer, so no locks: `<host>-<pid>-<random>.jsonl`, one JSON object a line, its key first. A process
-killed in the middle of a line leaves a torn line; readers skip and count it, and its call is made again.
+Many writers share one place without locks, on a local disk, on NFS or behind a URL: every file has one writer and a
+name of its own. A writer appends lines to its segment; a segment of 16 MiB, and the last one at close, is sealed as a
+pack (`sealing.py`). Compaction (`compact.py`) merges packs. What a pack replaces is removed after the pack stands, so a
+reader that finds a file gone looks for the packs that came since.
 
-A reader keeps keys and places only, about 250 bytes an entry; an answer is read from its segment when it is asked for.
+A reader keeps keys and places only, 40 bytes a packed call; answers are read when they are asked for.
 """
 
 from __future__ import annotations
 
 import errno
-import json
-import os
-import socket
-import uuid
-from dataclasses import asdict, dataclass
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+
+from shard_dist.ledger.catalogue import Pack, read_packs
+from shard_dist.ledger.entry import encode
+from shard_dist.ledger.lines import Lines, Segment, Vanished
+from shard_dist.ledger.location import SEGMENTS, Remote, locate
+from shard_dist.ledger.packs import KEY, Packs
+from shard_dist.ledger.sealing import adopt, seal
 from shard_dist.records import Call, Completion
 
-HEAD, TAIL = b'{"key":"', b"}\n"
-# A place is segment, offset and length in one integer: 40 bytes where a tuple takes 150.
-OFFSET_BITS, LENGTH_BITS = 44, 28
-OPEN_SEGMENTS = 128  # file descriptors held for reading; a process has 1,024 by default
+SEAL_BYTES, UPLOAD_BYTES = 16 << 20, 8 << 20
+UPLOAD_SECONDS = 10.0
+# The compactor takes segments of others that were not written for an hour, so a writer that paused starts a new one.
+PAUSE_SECONDS = 600.0
 
 
 @dataclass
 class LedgerStats:
-    """`entries` distinct keys, `lines` whole lines (more of them if a call was made twice), `torn_lines` all others."""
+    """`entries` distinct keys, `lines` whole lines ever written (more of them if a call was made twice), rest torn."""
 
     entries: int = 0
     lines: int = 0
     torn_lines: int = 0
+    damaged_packs: int = 0
 
 
-def _completion(value: dict[str, Any]) -> Completion:
-    return Completion(
-        texts=tuple(value["texts"]),
-        finish_reasons=tuple(value["finish_reasons"]),
-        prompt_tokens=int(value["prompt_tokens"]),
-        completion_tokens=int(value["completion_tokens"]),
-        thinking=tuple(value["thinking"]),
-    )
+@dataclass
+class _Own:
+    """Our segment, its number among the lines, and what uploads it in time where the ledger is remote."""
 
-
-def _key(line: bytes) -> str | None:
-    """The key of a line that is whole by its ends; None for any other. What lies between is read when asked for."""
-    end = line.find(b'"', len(HEAD))
-    if end < 0 or not (line.startswith(HEAD) and line.endswith(TAIL)):
-        return None
-    return line[len(HEAD) : end].decode("ascii", "replace")
+    segment: Segment
+    number: int
+    timer: threading.Timer | None = None
 
 
 class Ledger:
-    """All segments of a directory as one mapping key -> Completion, and one segment of our own to append to.
+    """All files of a location as one mapping key -> Completion, and one segment of our own to append to.
 
-    The segment is created with the first append, so a reader leaves no empty file behind.
+    `location` is a directory or an fsspec URL. The segment is created with the first append, so a reader leaves no file
+    behind. Raises NewerFormat (a ValueError) where a file is of a newer format. Safe to use from several threads.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, location: str | Path) -> None:
+        self.location = locate(location)
+        self._lost: set[bytes] = set()  # keys whose packed answers turned out to be damaged
+        self._own: _Own | None = None
+        self._sealing: list[tuple[_Own, Future[Pack]]] = []
+        self._unsealed: list[_Own] = []  # to be tried again with the next
+        self._compacted: list[_Own] = []  # by somebody else
+        self._sealer: ThreadPoolExecutor | None = None
+        self._lock = threading.RLock()
+        self.location.pull()
+        adopt(self.location)
         self.stats = LedgerStats()
-        self._places: dict[str, int] = {}
-        self._paths: list[Path] = []
-        self._readers: dict[int, int] = {}  # segment -> file descriptor
-        self._segment: Any = None
-        self._written = 0  # bytes of our own segment, the last of the paths once it exists
-        for path in sorted(directory.glob("*.jsonl")):
-            self._index(path)
+        self._lines, self._packs = Lines(), Packs()
+        self._counted: dict[str, tuple[int, int]] = {}  # file name -> whole and torn lines
+        self._replaced: dict[str, int] = {}  # file name -> size up to which a pack replaces it
+        self._read_up_to: dict[str, tuple[int, int, bool]] = {}  # segment's name -> its number, offset, whether cut
+        self._ours: set[str] = set()
+        self.refresh()
 
-    def _index(self, path: Path) -> None:
-        segment, offset = len(self._paths), 0
-        self._paths.append(path)
-        with path.open("rb") as stream:
-            for line in stream:
-                key = _key(line)
-                if key is None:
-                    self.stats.torn_lines += 1
-                else:
-                    self._remember(key, segment, offset, len(line))
-                offset += len(line)
+    def refresh(self) -> None:
+        """Find what other writers have added since the ledger was opened."""
+        with self._lock:
+            self.location.pull()
+            while not self._read_new():
+                pass
 
-    def _remember(self, key: str, segment: int, offset: int, length: int) -> None:
-        assert length < 1 << LENGTH_BITS
-        self.stats.lines += 1
-        self._places[key] = (segment << OFFSET_BITS | offset) << LENGTH_BITS | length
-        self.stats.entries = len(self._places)
+    def _read_new(self) -> bool:
+        """False where a segment was sealed in the middle of it, so that the packs must be looked for again."""
+        # Segments are listed first: one that is sealed in between is then found twice rather than never.
+        segments = sorted(self.location.directory.glob(SEGMENTS))
+        self._take(*read_packs(self.location, self._counted))
+        return all(path.name in self._ours or self._read_segment(path) for path in segments)
+
+    def _read_segment(self, path: Path) -> bool:
+        """Index what a segment of another writer has grown by; False where it is gone and no pack known replaces it."""
+        name = path.name
+        known = self._read_up_to.get(name)
+        number, start, cut = known or (self._lines.add(path), self._replaced.get(name, 0), False)
+        try:
+            if path.stat().st_size > start:
+                scanned = self._lines.index(path, number, start)
+                lines, torn = self._counted.pop(name, (0, 0))
+                self.stats.lines -= lines
+                self.stats.torn_lines -= torn
+                self._count(name, lines + scanned.whole, torn + scanned.torn + scanned.cut - cut)
+                self._read_up_to[name] = (number, scanned.end, scanned.cut)
+                fresh = np.array(scanned.fresh, KEY)
+                self.stats.entries += int((~self._packs.contains(fresh)).sum())
+        except FileNotFoundError:
+            return name in self._replaced
+        return True
+
+    def _take(self, packs: list[Pack], damaged: Sequence[Path] = ()) -> None:
+        """Make packs findable, and count their lines instead of those of the files that they replace."""
+        for pack in packs:
+            self._replaced |= pack.info.replaces
+        packs = [pack for pack in packs if pack.path.name not in self._counted.keys() | self._replaced.keys()]
+        if packs:
+            fresh = self._packs.index([(pack.path, pack.keys) for pack in packs])
+            known = (
+                [key for key in fresh.tolist() if key.ljust(32, b"\0") in self._lines.places]
+                if self._lines.places
+                else []
+            )
+            self.stats.entries += len(fresh) - len(known)
+        for pack in packs:
+            for name in pack.info.replaces:
+                lines, torn = self._counted.pop(name, (0, 0))
+                self.stats.lines -= lines
+                self.stats.torn_lines -= torn
+                self._counted[name] = (0, 0)
+            self._count(pack.path.name, pack.info.lines, pack.info.torn_lines)
+        for path in damaged:
+            self._count(path.name, 0, 0)
+        self.stats.damaged_packs += len(damaged)
+
+    def _count(self, name: str, lines: int, torn: int) -> None:
+        self._counted[name] = (lines, torn)
+        self.stats.lines += lines
+        self.stats.torn_lines += torn
 
     def get(self, key: str) -> Completion | None:
-        """The answer, or None where there is none; a line that turns out to be damaged counts as torn from now on."""
-        place = self._places.get(key)
+        """The answer to the call of `key` (64 hexadecimal digits), or None where there is none.
+
+        An answer that turns out to be damaged counts as torn from now on. Raises ValueError for anything but a key.
+        """
+        raw = bytes.fromhex(key)
+        with self._lock:
+            self._collect()
+            for _ in range(3):
+                try:
+                    return self._read(raw)
+                except Vanished:
+                    self.refresh()
+        return None
+
+    def _read(self, key: bytes) -> Completion | None:
+        if key in self._lines:
+            answer = self._lines.read(key)
+            if answer is not None:
+                return answer
+            del self._lines.places[key]
+            self._damaged(key)
+        place = None if key in self._lost else self._packs.find(key)
         if place is None:
             return None
-        start, length = divmod(place, 1 << LENGTH_BITS)
-        segment, offset = divmod(start, 1 << OFFSET_BITS)
-        try:
-            value = json.loads(os.pread(self._reader(segment), length, offset))
-            if value["key"] != key:
-                raise ValueError("another key")
-            return _completion(value["completion"])
-        except (ValueError, KeyError, TypeError):
-            del self._places[key]
-            self.stats.entries, self.stats.lines = len(self._places), self.stats.lines - 1
-            self.stats.torn_lines += 1
-            return None
+        answer = self._packs.read(key, place)
+        if answer is None:
+            self._lost.add(key)
+            self._damaged(key)
+        return answer
 
-    def _reader(self, segment: int) -> int:
-        if segment not in self._readers:
-            if len(self._readers) >= OPEN_SEGMENTS:
-                self._close_readers()
-            self._readers[segment] = os.open(self._paths[segment], os.O_RDONLY)
-        return self._readers[segment]
+    def _damaged(self, key: bytes) -> None:
+        self.stats.lines -= 1
+        self.stats.torn_lines += 1
+        self.stats.entries -= not self._known(key)
 
-    def _close_readers(self) -> None:
-        for descriptor in self._readers.values():
-            os.close(descriptor)
-        self._readers.clear()
+    def _known(self, key: bytes) -> bool:
+        return key in self._lines or (key not in self._lost and self._packs.find(key) is not None)
 
     def append(self, key: str, call: Call, completion: Completion) -> None:
         """Write one finished call in a single write to an O_APPEND file; after that a kill cannot lose it.
 
         Raises ValueError where the disk is full.
         """
-        assert json.dumps(key) == f'"{key}"', "readers look for the plain key"
-        entry = {"key": key, "completion": asdict(completion), "call": asdict(call)}
-        line = (json.dumps(entry, ensure_ascii=True, separators=(",", ":")) + "\n").encode()
-        try:
-            if self._segment is None:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
-                self._segment = (self.directory / name).open("xb", buffering=0)
-                self._paths.append(self.directory / name)
-            written = self._segment.write(line)
-            if written != len(line):
-                raise OSError(errno.ENOSPC, "short write")
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ValueError(
-                    f"no space left for the ledger in {self.directory}; free some and run the same command again: "
-                    "every call in it is kept"
-                ) from error
-            raise
-        self._remember(key, len(self._paths) - 1, self._written, len(line))
-        self._written += len(line)
+        raw, line = bytes.fromhex(key), encode(key, call, completion)
+        assert len(raw) == 32
+        with self._lock:
+            self._collect()
+            fresh = not self._known(raw)
+            try:
+                own, offset = self._write(raw, line)
+            except OSError as error:
+                self._rotate()  # half a line may stand at its end
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise ValueError(
+                        f"no space left for the ledger in {self.location.directory}; free some and run the same "
+                        "command again: every call in it is kept"
+                    ) from error
+                raise
+            self._lines.remember(raw, own.number, offset, len(line))
+            self.stats.entries += fresh
+            self.stats.lines += 1
+            if own.segment.size >= (UPLOAD_BYTES if isinstance(self.location, Remote) else SEAL_BYTES):
+                self._rotate()
+
+    def _write(self, key: bytes, line: bytes) -> tuple[_Own, int]:
+        """Append to our segment; its offset there. Where somebody compacted the segment away, to a new one."""
+        if self._own and time.monotonic() - self._own.segment.written > PAUSE_SECONDS:
+            self._rotate()
+        while True:
+            own = self._own = self._own or self._start()
+            try:
+                return own, own.segment.append(key, line)
+            except Vanished:
+                self._rotate()
+
+    def _start(self) -> _Own:
+        segment = Segment(self.location.directory)
+        self._ours.add(segment.path.name)
+        own = _Own(segment, self._lines.add(segment.path, segment.descriptor))
+        if isinstance(self.location, Remote):
+            own.timer = threading.Timer(UPLOAD_SECONDS, self._upload, (own,))
+            own.timer.daemon = True
+            own.timer.start()
+        return own
+
+    def _upload(self, own: _Own) -> None:
+        with self._lock:
+            if self._own is own:
+                self._rotate()
+
+    def _rotate(self) -> None:
+        """Give our segment to the sealer; the next append starts another."""
+        waiting, self._unsealed = self._unsealed, []
+        if self._own is not None:
+            if self._own.timer:
+                self._own.timer.cancel()
+            self._counted[self._own.segment.path.name] = (len(self._own.segment.keys), 0)
+            waiting.append(self._own)
+            self._own = None
+        for own in waiting:
+            self._sealer = self._sealer or ThreadPoolExecutor(1, "seal")
+            self._sealing.append((own, self._sealer.submit(seal, self.location, own.segment.path)))
+
+    def _collect(self) -> None:
+        """Answer from the packs that the sealer has made."""
+        while self._sealing and self._sealing[0][1].done():
+            own, pack = self._sealing.pop(0)
+            try:
+                self._take([pack.result()])
+                self._lines.forget(own.number, own.segment.keys)
+                own.segment.close()
+            except Vanished:  # compacted by somebody; until close we read through the open file
+                self._compacted.append(own)
+            except Exception as error:  # a full disk, a network: the lines are safe where they are
+                warnings.warn(f"{own.segment.path} could not be sealed ({error}); its lines stay there", stacklevel=3)
+                self._unsealed.append(own)
 
     def close(self) -> None:
-        self._close_readers()
-        if self._segment is not None:
-            self._segment.close()
-            self._segment = None
+        """Seal what was appended, upload it where the ledger is remote, and release every file."""
+        with self._lock:
+            self._rotate()
+            if self._sealer is not None:
+                self._sealer.shutdown(wait=True)
+                self._sealer = None
+            self._collect()
+            for own in self._compacted:
+                self._lines.take_back(own.number)
+                own.segment.close()
+            self._compacted.clear()
+            self._lines.close()
+            self._packs.close()
