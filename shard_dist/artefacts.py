@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 
 # A model's identity is what decides its outputs: weights, configuration, tokenizer, chat template.
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+
+ROW_GROUP = 1024  # rows: a few MB, read whole where one of them is needed
 
 
 @contextmanager
@@ -48,13 +51,21 @@ def read_json(path: Path) -> Any:
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> None:
-    """Rows to Parquet. The schema is explicit, so a table of no rows has its columns too."""
-    with replacing(path) as partial:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), partial)
+    """Rows to Parquet as they come, a row group at a time. A table of no rows has its columns too."""
+    with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        remaining = iter(rows)
+        while group := list(islice(remaining, ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
+
+
+def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, with one row group of them in memory."""
+    for batch in pq.ParquetFile(path).iter_batches(ROW_GROUP):
+        yield from batch.to_pylist()
 
 
 def file_hash(path: Path) -> str:

@@ -36,9 +36,13 @@ def join(config: ClusterConfig) -> None:
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def gpus() -> float:
-    """GPUs of the whole cluster, in use or not."""
-    return float(ray.cluster_resources().get("GPU", 0))
+def nodes() -> list[tuple[str, dict[str, float]]]:
+    """Name and all resources, in use or not, of every node that is alive."""
+    return [
+        (f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})", dict(node["Resources"]))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def require(what: str, *, cpus: float, gpus: float) -> None:

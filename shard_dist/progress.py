@@ -5,13 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
+from rich.table import Column
+from rich.text import Text
 
-from shard_dist.engines.worker import Counters
+# Columns of a terminal below which the bar is short and the time that has passed makes way for the text.
+WIDE = 140
 
 
 class Progress:
@@ -30,7 +43,8 @@ class Progress:
         self.console.print(f"  {_short(counts)}  [{seconds:.1f} s]", highlight=False, markup=False)
 
     def note(self, text: str) -> None:
-        self.console.print(f"  {text}", highlight=False, markup=False)
+        # Unwrapped: a log file is as wide as its lines.
+        self.console.print(f"  {text}", highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def bar(self, unit: str, total: int) -> Iterator[Bar]:
@@ -41,34 +55,50 @@ class Progress:
             bar.close()
 
 
+class FittingColumn(ProgressColumn):
+    """The task's text, without its last parts where there is no room for them."""
+
+    def render(self, task: Task) -> RenderableType:
+        return Fitting(task.fields["text"])
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """As many of a text's parts as the width allows; what is left of the first one where that is too long itself."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        text = self.text
+        while ", " in text and cell_len(text) > options.max_width:
+            text = text.rpartition(", ")[0]
+        yield Text(text, no_wrap=True, overflow="ellipsis")
+
+
 class Bar:
-    """One task: `update(done, text)` as often as one likes; drawing is rate-limited."""
+    """One task: `update(done, text)` as often as one likes; drawing is rate-limited.
+
+    `text` is a list of parts with ", " between them, the most important first; the last ones go where it is too long.
+    """
 
     def __init__(self, progress: Progress, unit: str, total: int) -> None:
         self.progress, self.unit, self.total = progress, unit, total
         self.start = self.last_line = time.monotonic()
         self.rich: RichProgress | None = None
         if progress.console.is_terminal:
-            self.rich = RichProgress(
-                TextColumn(f"  {unit}"),
-                BarColumn(),
+            wide = progress.console.width >= WIDE
+            columns: list[ProgressColumn] = [
+                TextColumn(f"  {unit}", markup=False),
+                BarColumn(bar_width=20 if wide else 10),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeElapsedColumn(),
+                FittingColumn(table_column=Column(ratio=1, no_wrap=True)),
+                *([TimeElapsedColumn()] if wide else []),
                 TimeRemainingColumn(),
-                console=progress.console,
-                transient=True,
-                refresh_per_second=4,
-            )
+            ]
+            console = progress.console
+            self.rich = RichProgress(*columns, console=console, transient=True, refresh_per_second=4, expand=True)
             self.rich.start()
             self.task = self.rich.add_task(unit, total=total, text="")
-
-    def calls(self, done: int, counters: Counters) -> None:
-        """Rows done, with the engines' counters since the bar began."""
-        seconds = max(time.monotonic() - self.start, 1e-6)
-        tokens = counters.prompt_tokens + counters.completion_tokens
-        text = f"{counters.made} calls ({counters.hits} from the ledger)"
-        self.update(done, f"{text}, {counters.made / seconds:.1f} calls/s, {tokens / seconds:.0f} tokens/s")
 
     def update(self, done: int, text: str) -> None:
         now = time.monotonic()

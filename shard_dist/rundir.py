@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from shard_dist import artefacts
+from shard_dist import __version__, artefacts
 from shard_dist.config.load import as_dict, identity, redacted
 from shard_dist.config.schema import Config, OnChange
 
@@ -31,6 +32,15 @@ class Run:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    @property
+    def ledger(self) -> str:
+        """Where finished calls are kept: a directory or a URL."""
+        return self.config.run.ledger or str(self / "ledger")
+
+    def spool(self, stage: str) -> Path:
+        """Where the rows of an unfinished stage lie."""
+        return self / "spool" / stage
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
         """What `<stage>.json` says, or None where the stage has not finished."""
@@ -163,6 +173,7 @@ def run_stage(run: Run, stage: Stage, progress: Any) -> bool:
         return False
     (run / f"{stage.name}.json").unlink(missing_ok=True)
     progress.started(stage.name)
+    _keep_spool_of(run, stage.name, artefacts.value_hash([inputs, __version__, git_state()]))
     start = time.monotonic()
     counts = stage.work(run, progress)
     seconds = time.monotonic() - start
@@ -176,5 +187,16 @@ def run_stage(run: Run, stage: Stage, progress: Any) -> bool:
         **git_state(),
     }
     artefacts.write_json(run / f"{stage.name}.json", manifest)
+    shutil.rmtree(run.spool(stage.name), ignore_errors=True)
     progress.finished(stage.name, counts, seconds)
     return True
+
+
+def _keep_spool_of(run: Run, stage: str, identity: str) -> None:
+    """Rows that a killed process finished count if the same code made them from the same inputs."""
+    spool = run.spool(stage)
+    marker = spool / "made_from"
+    if spool.is_dir() and not (marker.is_file() and marker.read_text() == identity):
+        shutil.rmtree(spool)
+    spool.mkdir(parents=True, exist_ok=True)
+    marker.write_text(identity)

@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from shard_dist.config.schema import Backend, Config, JudgeKind, ModelConfig, SourceConfig, SourceKind
+from shard_dist.config.schema import (
+    Backend,
+    Config,
+    FakeConfig,
+    JudgeKind,
+    ModelConfig,
+    SourceConfig,
+    SourceKind,
+)
 from shard_dist.prompts.render import Templates
+
+# Settings that one backend alone reads.
+ONLY_HTTP = (
+    "base_url",
+    "api_key_env",
+    "timeout",
+    "max_retries",
+    "max_requests",
+    "max_spend",
+    "input_price",
+    "output_price",
+)
+ONLY_VLLM = ("engine_args", "reasoning_parser", "trust_remote_code")
+# The least value of a setting that counts or limits something; what must be above 0 is in POSITIVE.
+LEAST = {
+    "engines": 1,
+    "max_engines": 0,
+    "window": 0,
+    "boot_attempts": 1,
+    "max_deaths": 1,
+    "max_retries": 0,
+    "max_requests": 0,
+    "max_spend": 0,
+    "input_price": 0,
+    "output_price": 0,
+}
+POSITIVE = ("cpus", "boot_timeout", "silent_timeout", "timeout")
+FAKE_LEAST = ("latency", "slots", "step_seconds", "boot_seconds")
+FAKE_POSITIVE = ("mean_tokens", "mean_schema_tokens")
+FAKE_SHARES = ("error_rate", "refusal_rate", "death_rate", "silence_rate")
 
 KINDS_WITH_A_HUB_ID = (SourceKind.do_not_answer, SourceKind.linguasafe)
 
@@ -17,7 +57,12 @@ def check(config: Config) -> None:
     _check_templates(config)
     _check_roles(config)
     for role, model in config.models.items():
-        _check_model(role, model)
+        where = f"models.{role}"
+        _check_model(where, model)
+        _check_engines(where, model)
+        _check_http(where, model)
+        _check_fake(f"{where}.fake", model)
+    _check_cluster(config)
     _check_train(config)
     if config.select.judge == config.evaluate.judge == JudgeKind.rule:
         warnings.warn(
@@ -55,9 +100,7 @@ def _check_templates(config: Config) -> None:
     steps = ["rewrite", "reframe", *(["guidelines"] if config.recipe.guidelines else [])]
     if JudgeKind.llm in (config.select.judge, config.evaluate.judge):
         steps += ["judge_helpfulness", "judge_harm", "judge_topic"]
-    missing = Templates(config.recipe.templates).missing(steps)
-    if missing:
-        raise ValueError(f"recipe.templates: the set {config.recipe.templates!r} lacks {', '.join(missing)}")
+    Templates(config.recipe.templates).check(steps)
 
 
 def _check_roles(config: Config) -> None:
@@ -74,22 +117,95 @@ def _check_roles(config: Config) -> None:
         warnings.warn(f"models.{role} is used by nothing", stacklevel=3)
 
 
-def _check_model(role: str, model: ModelConfig) -> None:
-    if model.backend == Backend.http and not model.base_url:
-        raise ValueError(f"models.{role}.base_url: http needs the server's address, such as http://host:8000/v1")
-    if model.backend != Backend.http and model.base_url:
-        warnings.warn(f"models.{role}.base_url has no effect with backend {model.backend}", stacklevel=3)
-    if model.backend != Backend.vllm and model.engine_args:
-        warnings.warn(f"models.{role}.engine_args has no effect with backend {model.backend}", stacklevel=3)
-    if model.engines < 1:
-        raise ValueError(f"models.{role}.engines is {model.engines}; at least 1")
+def _check_model(where: str, model: ModelConfig) -> None:
+    for name in ONLY_HTTP if model.backend != Backend.http else ():
+        if getattr(model, name) != getattr(ModelConfig, name):
+            warnings.warn(f"{where}.{name} has no effect with backend {model.backend}", stacklevel=3)
+    for name in ONLY_VLLM if model.backend != Backend.vllm else ():
+        if getattr(model, name):
+            warnings.warn(f"{where}.{name} has no effect with backend {model.backend}", stacklevel=3)
     for ours in ("model", "tokenizer", "revision", "trust_remote_code", "reasoning_parser"):
         if ours in model.engine_args:
-            raise ValueError(f"models.{role}.engine_args.{ours}: set models.{role}.{ours} instead")
+            raise ValueError(f"{where}.engine_args.{ours}: set {where}.{ours} instead")
     path = Path(model.model)
     looks_local = model.model.startswith((".", "/", "~")) or path.is_dir()
     if model.backend == Backend.vllm and looks_local and not (path / "config.json").is_file():
-        raise ValueError(f"models.{role}.model: no model in {model.model!r} (no config.json there)")
+        raise ValueError(f"{where}.model: no model in {model.model!r} (no config.json there)")
+
+
+def _check_engines(where: str, model: ModelConfig) -> None:
+    for name, least in LEAST.items():
+        _require(getattr(model, name) >= least, f"{where}.{name}", getattr(model, name), f"at least {least}")
+    for name in POSITIVE:
+        _require(getattr(model, name) > 0, f"{where}.{name}", getattr(model, name), "it must be above 0")
+    if 0 < model.max_engines < model.engines:
+        raise ValueError(f"{where}.max_engines is {model.max_engines}, fewer than {where}.engines = {model.engines}")
+    if model.gpus is not None:
+        whole = 0 <= model.gpus <= 1 or float(model.gpus).is_integer()
+        _require(model.gpus >= 0 and whole, f"{where}.gpus", model.gpus, "a whole number, or a share of one GPU")
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        size = model.engine_args.get(name, 1)
+        _require(type(size) is int and size >= 1, f"{where}.engine_args.{name}", size, "a whole number from 1")
+    if model.engine_args.get("data_parallel_size", 1) != 1:
+        raise ValueError(f"{where}.engine_args.data_parallel_size: set {where}.engines instead, one engine per replica")
+
+
+def _check_http(where: str, model: ModelConfig) -> None:
+    if model.backend != Backend.http:
+        return
+    try:
+        url = urlsplit(model.base_url)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number
+        usable = False
+    if not usable:
+        raise ValueError(f"{where}.base_url: http needs the server's address, such as http://host:8000/v1")
+    if not re.fullmatch(r"([A-Za-z_]\w*)?", model.api_key_env, re.ASCII):  # empty: no key is sent
+        # Not shown: it may be a key, put into the wrong place.
+        raise ValueError(f"{where}.api_key_env holds no name of an environment variable; name the one that has the key")
+    if model.silent_timeout != ModelConfig.silent_timeout:
+        warnings.warn(f"{where}.silent_timeout has no effect with backend http; set {where}.timeout", stacklevel=3)
+    most = max(model.engines, model.max_engines)
+    if 0 < model.max_requests < most:
+        raise ValueError(f"{where}.max_requests is {model.max_requests}: {most} engines share it, at least 1 for each")
+    priced = model.input_price or model.output_price
+    if model.max_spend and not priced:
+        warnings.warn(f"{where}.max_spend has no effect without input_price and output_price", stacklevel=3)
+    if priced and not model.max_spend:
+        warnings.warn(f"{where}.input_price and output_price have no effect without max_spend", stacklevel=3)
+
+
+def _check_fake(where: str, model: ModelConfig) -> None:
+    fake = model.fake
+    if model.backend != Backend.fake:
+        if fake != FakeConfig():
+            warnings.warn(f"{where} has no effect with backend {model.backend}", stacklevel=3)
+        return
+    for name in FAKE_LEAST:
+        _require(getattr(fake, name) >= 0, f"{where}.{name}", getattr(fake, name), "at least 0")
+    for name in FAKE_POSITIVE:
+        _require(getattr(fake, name) > 0, f"{where}.{name}", getattr(fake, name), "it must be above 0")
+        if not fake.step_seconds and getattr(fake, name) != getattr(FakeConfig, name):
+            warnings.warn(f"{where}.{name} has no effect without step_seconds", stacklevel=3)
+    for name in FAKE_SHARES:
+        _require(0 <= getattr(fake, name) <= 1, f"{where}.{name}", getattr(fake, name), "a share from 0 to 1")
+    _require(
+        fake.death_rate + fake.silence_rate <= 1,
+        f"{where}: the sum of death_rate and silence_rate",
+        fake.death_rate + fake.silence_rate,
+        "at most 1",
+    )
+
+
+def _check_cluster(config: Config) -> None:
+    for name in ("cpus", "boots_at_once", "wait_for_nodes"):
+        value = getattr(config.cluster, name)
+        _require(value >= 0, f"cluster.{name}", value, "at least 0")
+
+
+def _require(holds: bool, key: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{key} is {value}; {allowed}")
 
 
 def _check_train(config: Config) -> None:

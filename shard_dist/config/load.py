@@ -19,21 +19,44 @@ from shard_dist.config.schema import Config
 
 SECRET_NAME = re.compile(r"(api_?key|token|secret|passw|credential)(?!s?_(env|file)$|izer)", re.IGNORECASE)
 # Not secrets, though their names contain the words.
-PUBLIC_NAMES = {"max_tokens", "max_num_batched_tokens", "tokenizer", "tokenizer_mode", "tokenizer_revision"}
+PUBLIC_NAMES = {
+    "max_tokens",
+    "max_num_batched_tokens",
+    "mean_tokens",
+    "mean_schema_tokens",
+    "tokenizer",
+    "tokenizer_mode",
+    "tokenizer_revision",
+}
 SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|wandb_v1_)[A-Za-z0-9_-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 
 # How a run is carried out, not what it computes: these may change under a run directory that exists.
-FREE_SECTIONS = ("run.name", "run.dir", "run.on_change", "cluster", "tracking", "report")
+FREE_SECTIONS = ("run.name", "run.dir", "run.on_change", "run.ledger", "cluster", "tracking", "report")
 FREE_MODEL_FIELDS = (
     "engines",
+    "max_engines",
     "window",
     "gpus",
     "cpus",
     "env",
     "boot_timeout",
+    "boot_attempts",
+    "silent_timeout",
+    "max_deaths",
     "timeout",
     "max_retries",
+    "max_requests",
+    "max_spend",
+    "input_price",
+    "output_price",
     "api_key_env",
+    "fake.latency",
+    "fake.slots",
+    "fake.boot_seconds",
+    "fake.error_rate",
+    "fake.death_rate",
+    "fake.silence_rate",
+    "fake.poison",
 )
 FREE_TRAIN_FIELDS = ("checkpoint_every", "keep_checkpoints", "max_failures", "threads", "cpus_per_worker")
 
@@ -202,10 +225,10 @@ def identity(config: Config) -> dict[str, str]:
 def _free(key: str) -> bool:
     if any(key == free or key.startswith(free + ".") for free in FREE_SECTIONS):
         return True
-    parts = key.split(".")
-    return (parts[0] == "models" and len(parts) > 2 and parts[2] in FREE_MODEL_FIELDS) or (
-        parts[0] == "train" and parts[1] in FREE_TRAIN_FIELDS
-    )
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[2] if section == "models" else rest
+    free = {"models": FREE_MODEL_FIELDS, "train": FREE_TRAIN_FIELDS}.get(section, ())
+    return any(name == field or name.startswith(field + ".") for field in free)
 
 
 def _flatten(value: Any, path: str, into: dict[str, str]) -> None:

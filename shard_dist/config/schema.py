@@ -51,6 +51,8 @@ class RunConfig:
     """Seeds the split, every request and the training order."""
     on_change: OnChange = OnChange.error
     """The directory holds a run of another configuration: `error` stops, `redo` redoes the stages that it touches."""
+    ledger: str = ""
+    """Where finished calls are kept: a directory or an fsspec URL; several runs may share it. Empty: <dir>/ledger."""
 
 
 @dataclass
@@ -59,6 +61,10 @@ class ClusterConfig:
     """Ray cluster to join ("auto" or host:port); empty: RAY_ADDRESS if set, else a cluster on this machine."""
     cpus: int = 0
     """CPUs of the cluster on this machine; 0: all of them. No effect where a cluster is joined."""
+    boots_at_once: int = 0
+    """Engines that may load at the same time, over the whole cluster; 0: two per node."""
+    wait_for_nodes: float = 0
+    """Seconds to wait for nodes to join before saying that the cluster lacks something (autoscaling clusters)."""
 
 
 @dataclass
@@ -101,11 +107,27 @@ class DataConfig:
 @dataclass
 class FakeConfig:
     latency: float = 0.0
-    """Seconds per call."""
+    """Seconds per call; on top of the steps where step_seconds is set."""
+    slots: int = 0
+    """Calls that run at once, others wait in the order in which they came; 0: all."""
+    step_seconds: float = 0.0
+    """Models continuous batching: seconds per decoding step; a call takes as many steps as its answer has tokens."""
+    mean_tokens: float = 400
+    """Mean length of an answer where step_seconds is set: lognormal, cut at the call's max_tokens."""
+    mean_schema_tokens: float = 120
+    """The same for answers under a schema."""
     error_rate: float = 0.0
     """Share of calls that raise a transient engine error."""
     refusal_rate: float = 0.5
     """Share of plain answers that refuse."""
+    boot_seconds: float = 0.0
+    """Seconds to load."""
+    death_rate: float = 0.0
+    """Share of calls that kill the engine."""
+    silence_rate: float = 0.0
+    """Share of calls after which the engine answers nothing any more."""
+    poison: str = ""
+    """A call whose messages contain this text kills the engine, each time."""
 
 
 @dataclass
@@ -121,7 +143,9 @@ class ModelConfig:
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Passed to vLLM's AsyncEngineArgs as they are."""
     engines: int = 1
-    """How many engines of this model."""
+    """How many engines of this model, at least."""
+    max_engines: int = 0
+    """Grow to this many while rows wait and the cluster has room for one more; 0: no more than `engines`."""
     window: int = 0
     """Calls in flight per engine; 0: 1.1 x max_num_seqs."""
     gpus: float | None = None
@@ -136,6 +160,13 @@ class ModelConfig:
     """vLLM's parser that splits a reasoning model's thinking from its answer (deepseek_r1, qwen3, ...)."""
     boot_timeout: float = 1800
     """Seconds that an engine may take to load."""
+    boot_attempts: int = 3
+    """How often the boot of an engine is tried where its process dies; an error that it reports itself is final."""
+    silent_timeout: float = 600
+    """An engine that has calls and makes no token for so many seconds is replaced."""
+    max_deaths: int = 5
+    """The run gives a role up when its engines died this often without finishing a call in between; http: when the
+    server has failed as many calls in a row for good."""
     base_url: str = ""
     """http: the server's address, ending in /v1."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -144,6 +175,14 @@ class ModelConfig:
     """http: seconds per request."""
     max_retries: int = 6
     """http: retries of a failed request, with exponential back-off and Retry-After honoured."""
+    max_requests: int = 0
+    """http: a stage stops before it sends more requests than this, retries included; 0: no ceiling."""
+    max_spend: float = 0.0
+    """http: a stage stops when tokens cost more than this, by the two prices; 0: no ceiling."""
+    input_price: float = 0.0
+    """http: price of a million prompt tokens, in the currency of max_spend."""
+    output_price: float = 0.0
+    """http: price of a million completion tokens."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Leave off unless you have read that code."""
     fake: FakeConfig = field(default_factory=FakeConfig)

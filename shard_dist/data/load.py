@@ -17,6 +17,7 @@ from shard_dist.artefacts import read_rows, write_rows
 from shard_dist.config.schema import SourceConfig, SourceKind, SplitConfig
 from shard_dist.data import do_not_answer, linguasafe, table, xstest
 from shard_dist.data.split import split_of
+from shard_dist.engines.rows import TableRows, Where
 from shard_dist.records import SPLITS, Key, Prompt
 
 READERS: dict[SourceKind, Callable[[SourceConfig], Iterator[tuple[str, Prompt]]]] = {
@@ -172,3 +173,12 @@ def write_prompts(path: Path, prompts: list[Prompt]) -> None:
 
 def read_prompts(path: Path) -> list[Prompt]:
     return [Prompt(**row) for row in read_rows(path)]
+
+
+def prompt_of(row: dict[str, Any]) -> Prompt:
+    return Prompt(**row)
+
+
+def prompt_rows(path: Path, splits: tuple[str, ...]) -> TableRows:
+    """The prompts of some splits, for programs: read where they are needed."""
+    return TableRows((path,), prompt_of, group="category", length="text", where=Where("split", splits))

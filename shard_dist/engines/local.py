@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
-from shard_dist.engines.worker import Backend, Counters, ModelIdentity, Program, RowAsk
+from shard_dist.engines.rows import Rows
+from shard_dist.engines.worker import Backend, Counters, ModelIdentity, Program, Role, RowAsk, RowState
 from shard_dist.ledger.store import Ledger
 from shard_dist.records import Call, Completion
+
+BLOCK = 256  # rows read at once
 
 
 class NotInLedger(Exception):
@@ -22,7 +25,7 @@ class LedgerBackend:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    async def complete(self, key: str, call: Call) -> Completion:
+    async def complete(self, key: str, call: Call, row: RowState) -> Completion:
         known = self.ledger.get(key)
         if known is None:
             raise NotInLedger(key)
@@ -30,30 +33,39 @@ class LedgerBackend:
 
 
 def run_local(
-    program: Program, rows: Sequence[Any], roles: Sequence[Any]
-) -> tuple[dict[int, Any], list[int], Counters]:
-    """Results by row index, the indices of rows that need an engine, and the calls that the ledger answered."""
-    if not roles:
-        return asyncio.run(_run(program, rows, {}, {}))
+    program: Program,
+    rows: Rows,
+    missing: Sequence[int],
+    roles: Sequence[Role],
+    save: Callable[[int, Any], None],
+) -> Counters:
+    """Run the rows at `missing` in order, up to the first that needs an engine; the calls that the ledger answered."""
+    if not roles or not missing:
+        return asyncio.run(_run(program, rows, missing, {}, {}, save))
     with closing(Ledger(roles[0].ledger)) as ledger:
         backends: dict[str, Backend] = {role.name: LedgerBackend(ledger) for role in roles}
-        return asyncio.run(_run(program, rows, backends, {role.name: role.identity for role in roles}))
+        identities = {role.name: role.identity for role in roles}
+        return asyncio.run(_run(program, rows, missing, backends, identities, save))
 
 
 async def _run(
-    program: Program, rows: Sequence[Any], backends: dict[str, Backend], identities: dict[str, ModelIdentity]
-) -> tuple[dict[int, Any], list[int], Counters]:
-    results: dict[int, Any] = {}
-    left: list[int] = []
+    program: Program,
+    rows: Rows,
+    missing: Sequence[int],
+    backends: dict[str, Backend],
+    identities: dict[str, ModelIdentity],
+    save: Callable[[int, Any], None],
+) -> Counters:
     counters = Counters()
-    for index, row in enumerate(rows):
-        ask = RowAsk(backends, identities)
-        try:
-            results[index] = await program(row, ask)
-        except NotInLedger:
-            left.append(index)
-            continue
-        # Of finished rows only: an engine counts the calls of the others.
-        answered = sum(len(keys) for keys in ask.calls.values())
-        counters.add(Counters(calls=answered, hits=answered))
-    return results, left, counters
+    for start in range(0, len(missing), BLOCK):
+        indices = missing[start : start + BLOCK]
+        for index, row in zip(indices, rows.read(indices), strict=True):
+            ask = RowAsk(backends, identities)
+            try:
+                save(index, await program(row, ask))
+            except NotInLedger:
+                return counters
+            # Of finished rows only: an engine counts the calls of the others.
+            answered = sum(len(keys) for keys in ask.calls.values())
+            counters.add(Counters(calls=answered, hits=answered))
+    return counters

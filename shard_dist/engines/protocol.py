@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shard_dist.records import Call, Completion, Message, Sampling
@@ -26,6 +27,23 @@ class EngineDied(Exception):
     """The engine is gone; its process must be replaced and its unfinished rows asked again."""
 
 
+class PutOff(Exception):
+    """The role of this call has no engine now (`turns.py`): the row stays unfinished until that role had its turn."""
+
+
+@dataclass
+class EngineStats:
+    """What an engine says of itself: tokens since it booted, those of unfinished calls included, and gauges of now."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    running: int = 0  # calls in its batch
+    waiting: int = 0  # calls at its door
+    kv_cache_use: float | None = None  # share of the KV cache in use, 0 to 1; None where the engine has none
+    prefix_queries: int = 0  # prompt tokens looked up in the prefix cache, and found there
+    prefix_hits: int = 0
+
+
 class Engine(Protocol):
     """A model that completes. One instance lives in one process and serves many calls at once."""
 
@@ -36,6 +54,12 @@ class Engine(Protocol):
     async def health(self) -> None:
         """Return if the engine can serve; raise EngineDied if not."""
         ...
+
+    def fits(self, call: Call) -> None:
+        """Raise CallRefused where the call exceeds the engine's context; engines that know none take every call."""
+        ...
+
+    def stats(self) -> EngineStats: ...
 
     async def close(self) -> None: ...
 

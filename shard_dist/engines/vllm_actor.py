@@ -16,7 +16,7 @@ import psutil
 
 from shard_dist.artefacts import value_hash
 from shard_dist.config.schema import ModelConfig
-from shard_dist.engines.protocol import CallRefused, EngineDied
+from shard_dist.engines.protocol import CallRefused, EngineDied, EngineStats
 from shard_dist.prompts.render import defuse, special_tokens
 from shard_dist.records import Call, Completion
 
@@ -64,7 +64,8 @@ class VllmEngine:
 
         self.spec = spec
         arguments = engine_arguments(spec, current_platform.is_cpu())
-        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self.counts = EngineStats()
+        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[self._stat_logger()])
         pids = [str(child.pid) for child in psutil.Process().children(recursive=True)]
         self.reaper = subprocess.Popen([sys.executable, "-c", REAPER, *pids], stdin=subprocess.PIPE)
         self.tokenizer: Any = self.engine.get_tokenizer()
@@ -80,6 +81,34 @@ class VllmEngine:
         from vllm.reasoning import ReasoningParserManager
 
         return ReasoningParserManager.get_reasoning_parser(self.spec.reasoning_parser)(self.tokenizer)
+
+    def _stat_logger(self) -> Any:
+        """A class of vLLM's that hears every step of the engine and adds it to `counts`."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        counts = self.counts
+
+        class Counting(StatLoggerBase):
+            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None: ...
+
+            def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+                if scheduler_stats is not None:
+                    counts.running = scheduler_stats.num_running_reqs
+                    counts.waiting = scheduler_stats.num_waiting_reqs
+                    counts.kv_cache_use = scheduler_stats.kv_cache_usage
+                    counts.prefix_queries += scheduler_stats.prefix_cache_stats.queries
+                    counts.prefix_hits += scheduler_stats.prefix_cache_stats.hits
+                if iteration_stats is not None:
+                    counts.prompt_tokens += iteration_stats.num_prompt_tokens
+                    counts.completion_tokens += iteration_stats.num_generation_tokens
+
+            def log_engine_initialized(self) -> None: ...
+
+        return Counting
+
+    def fits(self, call: Call) -> None:
+        """Raise CallRefused where prompt and max_tokens exceed the context."""
+        self._prompt_ids(call)
 
     def _prompt_ids(self, call: Call) -> list[int]:
         """Token ids of the chat, generation prompt included. Raises CallRefused where it cannot fit the context."""
@@ -151,6 +180,9 @@ class VllmEngine:
         request = ChatCompletionRequest(messages=[], model=self.spec.model, seed=None)
         thinking, answer = self.parser.extract_reasoning(text, request)
         return (thinking or "").strip(), (answer or "").strip()
+
+    def stats(self) -> EngineStats:
+        return self.counts
 
     async def health(self) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError

@@ -1,23 +1,39 @@
 """Row programs on one event loop, beside the engine that they call most. No Ray here: the same code runs in a test.
 
 A row's calls run as its program wants them; rows never wait for each other. Every call goes through the ledger.
+
+Calls of the rows that have done the least go to the engine first, with up to four windows of rows open: long chains
+start early and the short last calls fill the gaps, so that no engine runs half empty at the end. Simulated with SHARD's
+lengths, against three stages that each wait for their slowest row: 1.36 times as fast at 939 prompts on 256 slots,
+where first come first served gives 1.17 to 1.19 (4,206 on 512: 1.21 against 1.09 to 1.13).
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
-from shard_dist.engines.protocol import CallFailed, CallRefused, Engine
+from shard_dist.config.schema import ModelConfig
+from shard_dist.engines.protocol import CallFailed, CallRefused, Engine, EngineDied, PutOff
+from shard_dist.engines.queue import Lease, Reply
 from shard_dist.ledger.key import call_key
 from shard_dist.ledger.store import Ledger
 from shard_dist.records import Call, Completion, Message, Sampling
 
 # Tries of a call that fails for a passing reason, and the first wait in seconds (doubled each time, with jitter).
 ATTEMPTS, FIRST_WAIT = 5, 0.2
+# Rows open at once, in windows: more of them gain nothing (simulated: 1.26 with 2 windows, 1.36 with 4 and with 100).
+OPEN_WINDOWS = 4
+# Seconds between two talks with the queue: a window of rows is long enough to last, a talk costs about a millisecond.
+TALK = 0.05
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,17 @@ class ModelIdentity:
 
     model: str
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model in a role of this run: its settings, its identity, and where its calls are kept (a path or a URL)."""
+
+    name: str
+    spec: ModelConfig
+    identity: ModelIdentity
+    ledger: str
+    logs: Path
 
 
 @dataclass
@@ -43,10 +70,57 @@ class Counters:
             setattr(self, name, getattr(self, name) + value)
 
 
+class Door:
+    """At most `window` calls inside; of those that wait, the lowest rank goes first, then the earliest."""
+
+    def __init__(self, window: int) -> None:
+        self.room, self.inside = window, 0
+        self.queue: list[tuple[int, int, asyncio.Future[None]]] = []
+        self.numbers = itertools.count()
+
+    async def enter(self, rank: int) -> None:
+        if self.inside < self.room:
+            self.inside += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self.queue, (rank, next(self.numbers), turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave()  # the turn came together with the cancellation
+            raise
+
+    def leave(self) -> None:
+        while self.queue:
+            turn = heapq.heappop(self.queue)[2]
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.inside -= 1
+
+
+@dataclass
+class RowState:
+    """What a row has done so far: it ranks its calls, and travels with the row to another engine."""
+
+    index: int = -1
+    known: dict[str, Completion] = field(default_factory=dict)
+    depth: int = 0  # calls that have ended
+    inside: int = 0  # calls that are in an engine now, ours or another role's
+    refused: str = ""  # why no engine may get a call of this row any more
+
+
 class Backend(Protocol):
     """Where a role's calls go: an engine in this process, or the pool of another role."""
 
-    async def complete(self, key: str, call: Call) -> Completion: ...
+    async def complete(self, key: str, call: Call, row: RowState) -> Completion: ...
+
+
+@dataclass
+class _Pending:
+    task: asyncio.Task[Completion]
+    riders: int = 0
 
 
 class LocalBackend:
@@ -54,28 +128,49 @@ class LocalBackend:
 
     def __init__(self, engine: Engine, ledger: Ledger, window: int, counters: Counters) -> None:
         self.engine, self.ledger, self.counters = engine, ledger, counters
-        self.slots = asyncio.Semaphore(window)
-        self.pending: dict[str, asyncio.Future[Completion]] = {}
+        self.door = Door(window)
+        self.pending: dict[str, _Pending] = {}
+        self.rows_inside: list[int] = []
+        self.blamed: list[int] | None = None  # the rows inside when the engine died
 
-    async def complete(self, key: str, call: Call) -> Completion:
-        self.counters.calls += 1
-        known = self.ledger.get(key)
+    async def complete(self, key: str, call: Call, row: RowState) -> Completion:
+        known = row.known.get(key) or self.ledger.get(key)
         if known is not None:
+            self.counters.calls += 1
             self.counters.hits += 1
             return known
-        if key in self.pending:
-            self.counters.hits += 1  # another row asks the same at this moment
-        else:
-            self.pending[key] = asyncio.ensure_future(self._make(key, call))
-        return await asyncio.shield(self.pending[key])
-
-    async def _make(self, key: str, call: Call) -> Completion:
+        if row.refused:
+            raise CallRefused("quarantined", row.refused)
+        pending = self.pending.get(key)
+        if pending is None:
+            pending = self.pending[key] = _Pending(asyncio.ensure_future(self._make(key, call, row)))
+        first = not pending.riders
+        pending.riders += 1
         try:
-            async with self.slots:
-                completion = await self._with_retries(call)
-            self.ledger.append(key, call, completion)
+            completion = await asyncio.shield(pending.task)
+            self.counters.calls += 1
+            self.counters.hits += not first  # another row asked the same a moment before
+            return completion
         finally:
-            del self.pending[key]
+            pending.riders -= 1
+            if not pending.riders:
+                del self.pending[key]
+                pending.task.cancel()  # of use where its rows were given back or dropped
+
+    async def _make(self, key: str, call: Call, row: RowState) -> Completion:
+        await self.door.enter(row.depth)
+        row.inside += 1
+        self.rows_inside.append(row.index)
+        try:
+            completion = await self._with_retries(call)
+        except EngineDied:
+            self.blamed = self.blamed or sorted(set(self.rows_inside))
+            raise
+        finally:
+            row.inside -= 1
+            self.rows_inside.remove(row.index)
+            self.door.leave()
+        self.ledger.append(key, call, completion)
         self.counters.made += 1
         self.counters.prompt_tokens += completion.prompt_tokens
         self.counters.completion_tokens += completion.completion_tokens
@@ -95,9 +190,12 @@ class LocalBackend:
 class RowAsk:
     """The `Ask` of one row over the backends of its roles."""
 
-    def __init__(self, backends: dict[str, Backend], identities: dict[str, ModelIdentity]) -> None:
+    def __init__(
+        self, backends: dict[str, Backend], identities: dict[str, ModelIdentity], state: RowState | None = None
+    ) -> None:
         self.backends, self.identities = backends, identities
         self.calls: dict[str, list[str]] = {}
+        self.state = state or RowState()
 
     async def __call__(
         self,
@@ -111,36 +209,104 @@ class RowAsk:
         call = Call(identity.model, identity.fingerprint, messages, sampling, schema)
         key = call_key(call)
         self.calls.setdefault(step, []).append(key)
-        return await self.backends[role].complete(key, call)
+        completion = await self.backends[role].complete(key, call, self.state)
+        self.state.known[key] = completion
+        self.state.depth += 1
+        return completion
 
 
 class Program(Protocol):
-    """An async program over one row; picklable, so that it can travel to the engine."""
+    """An async program over one row, picklable, for it travels to the engine. Its result, encoded, is plain JSON."""
 
-    async def __call__(self, row: Any, ask: RowAsk) -> Any: ...
-
-
-Take = Callable[[int], Awaitable[Sequence[tuple[int, Any]]]]
-Finish = Callable[[list[tuple[int, Any]]], Awaitable[None]]
+    async def __call__(self, row: Any, ask: RowAsk, /) -> Any: ...
 
 
-async def work(program: Program, take: Take, finish: Finish, new_ask: Callable[[], RowAsk], window: int) -> None:
-    """Run rows until `take` has none left, `window` at a time, handing results over as they come.
+Exchange = Callable[[list[int], list[Lease], int], Awaitable[Reply]]
+Read = Callable[[Sequence[int]], list[Any]]
 
-    The first exception of a program that is no row's own failure cancels the rest and is raised.
-    """
-    running: dict[asyncio.Task[Any], int] = {}
-    exhausted = False
-    try:
-        while running or not exhausted:
-            if not exhausted and len(running) < window:
-                rows = await take(window - len(running))
-                exhausted = not rows
-                running.update({asyncio.ensure_future(program(row, new_ask())): index for index, row in rows})
-                if not running:
-                    continue
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            await finish([(running.pop(task), task.result()) for task in done])
-    finally:
-        for task in running:
-            task.cancel()
+
+class Worker:
+    """Runs leased rows until the queue says that all is over. `save` has a result on disk before its row is done."""
+
+    def __init__(
+        self,
+        program: Program,
+        exchange: Exchange,
+        read: Read,
+        save: Callable[[int, Any], None],
+        new_ask: Callable[[RowState], RowAsk],
+        open_rows: int,
+    ) -> None:
+        self.program, self.exchange, self.read, self.save, self.new_ask = program, exchange, read, save, new_ask
+        self.open_rows = open_rows
+        self.running: dict[int, tuple[asyncio.Task[Any], Lease, RowState]] = {}
+        self.finished: list[int] = []
+        self.fault: BaseException | None = None
+        self.stirred = asyncio.Event()
+
+    async def work(self) -> None:
+        """The first exception of a program that is no row's own failure cancels the rest and is raised."""
+        returned: list[Lease] = []
+        try:
+            while True:
+                finished, self.finished = self.finished, []
+                reply = await self.exchange(finished, returned, self.open_rows - len(self.running))
+                for index in reply.drop:
+                    self._stop(index)
+                returned = self._give_back(reply.give_back)
+                self._start(reply.leases)
+                if reply.over:
+                    return
+                await self._pause(returned)
+        finally:
+            for index in list(self.running):
+                self._stop(index)
+
+    def _start(self, leases: list[Lease]) -> None:
+        for lease, row in zip(leases, self.read([lease.index for lease in leases]), strict=True):
+            state = RowState(lease.index, dict(lease.known), len(lease.known), 0, lease.refused)
+            task = asyncio.ensure_future(self.program(row, self.new_ask(state)))
+            self.running[lease.index] = (task, lease, state)
+            task.add_done_callback(partial(self._ended, lease.index))
+
+    def _ended(self, index: int, task: asyncio.Task[Any]) -> None:
+        known = self.running.get(index)
+        if known is None or known[0] is not task:
+            return  # stopped before
+        del self.running[index]
+        try:
+            self.save(index, task.result())
+            self.finished.append(index)
+        except PutOff:
+            self.finished.append(index)  # for this turn
+        except BaseException as error:
+            self.fault = self.fault or error
+        self.stirred.set()
+
+    def _stop(self, index: int) -> None:
+        known = self.running.pop(index, None)
+        if known is not None:
+            known[0].cancel()
+
+    def _give_back(self, most: int) -> list[Lease]:
+        """Rows of which no call is in an engine, those with the most to do first."""
+        idle = [(state.depth, index) for index, (_, _, state) in self.running.items() if not state.inside]
+        leases = []
+        for _, index in sorted(idle)[:most]:
+            _, lease, state = self.running[index]
+            self._stop(index)
+            leases.append(replace(lease, known=dict(state.known)))
+        return leases
+
+    async def _pause(self, returned: list[Lease]) -> None:
+        """Until it is worth talking again: something ended, or there is room to fill or rows to hand over."""
+        if not returned:
+            self.stirred.clear()
+            if not self.finished:
+                # An idle engine asks now and then whether a row came back.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.stirred.wait(), TALK * 4)
+            if len(self.running) > self.open_rows // 4:
+                await asyncio.sleep(TALK)
+        if self.fault is not None:
+            raise self.fault

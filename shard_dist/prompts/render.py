@@ -6,6 +6,7 @@ are hostile: templates pass them through `fenced`, and an unknown variable is an
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -14,10 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
+import jinja2.nodes
 import yaml
 
 from shard_dist.artefacts import value_hash
 from shard_dist.records import Message
+
+# What each step's program passes to its two templates: a name that is not here is found before the first call.
+VARIABLES: dict[str, frozenset[str]] = {
+    "assistant": frozenset(),
+    "guidelines": frozenset({"category", "principles"}),
+    "rewrite": frozenset({"prompt", "category", "principles", "guidelines"}),
+    "reframe": frozenset(
+        {
+            "prompt",
+            "draft",
+            "rewritten_prompt",
+            "response_mode",
+            "reformulated_component",
+            "preserved_benign_need",
+        }
+    ),
+    "judge_helpfulness": frozenset({"prompt", "answer_a", "answer_b"}),
+    "judge_harm": frozenset({"prompt", "answer_a", "answer_b"}),
+    "judge_topic": frozenset({"prompt", "answer"}),
+}
 
 
 def fenced(text: str, tag: str) -> str:
@@ -71,9 +94,40 @@ class Templates:
     def __reduce__(self) -> tuple[type[Templates], tuple[str]]:
         return Templates, (self.name,)  # a Jinja environment does not travel; its name does
 
-    def missing(self, steps: Iterable[str]) -> list[str]:
-        """The user templates of `steps` that the set lacks."""
-        return [f"{step}.user.j2" for step in steps if not (self.root / f"{step}.user.j2").is_file()]
+    def check(self, steps: Iterable[str]) -> None:
+        """Raise ValueError for the first template of `steps` that is missing, does not compile or names an unknown.
+
+        What an included template needs may also be set by the one that includes it.
+        """
+        lacking = [f"{step}.user.j2" for step in steps if not (self.root / f"{step}.user.j2").is_file()]
+        if lacking:
+            raise ValueError(f"recipe.templates: the set {self.name!r} lacks {', '.join(lacking)}")
+        for step in ("assistant", *steps):
+            for name in (f"{step}.system.j2", f"{step}.user.j2"):
+                if (self.root / name).is_file():
+                    self._check_file(name, VARIABLES[step], ())
+
+    def _check_file(self, name: str, known: frozenset[str], above: tuple[str, ...]) -> None:
+        where = f"recipe.templates: {self.root / name}"
+        try:
+            assert self.environment.loader is not None
+            tree = self.environment.parse(self.environment.loader.get_source(self.environment, name)[0], name)
+            undeclared = jinja2.meta.find_undeclared_variables(tree)
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(f"{where}, line {error.lineno}: {error.message}") from None
+        except jinja2.TemplateNotFound:
+            raise ValueError(f"{where} is not there; {above[-1]} includes it") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where} is no UTF-8: {error}") from None
+        for unknown in sorted(undeclared - known - set(self.environment.globals)):
+            near = difflib.get_close_matches(unknown, sorted(known), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known)) or 'none'}"
+            line = min(node.lineno for node in tree.find_all(jinja2.nodes.Name) if node.name == unknown)
+            raise ValueError(f"{where}, line {line}: unknown variable {unknown!r}; {hint}")
+        names = {node.name for node in tree.find_all(jinja2.nodes.Name) if node.ctx == "store"}
+        for inner in jinja2.meta.find_referenced_templates(tree):
+            if inner is not None and inner not in (*above, name):
+                self._check_file(inner, known | names, (*above, name))
 
     def render(self, step: str, role: str, **values: object) -> str:
         """The text of `<step>.<role>.j2`, or "" where the set has none. Raises ValueError for a faulty template."""

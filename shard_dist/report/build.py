@@ -17,6 +17,7 @@ from markupsafe import Markup
 from shard_dist.artefacts import replacing
 from shard_dist.report import plots, text, words
 from shard_dist.report.accounting import evaluation_side, training_side
+from shard_dist.report.generation import generation
 from shard_dist.report.inputs import STAGES, Row, Run, read_run
 from shard_dist.report.samples import (
     ARROW,
@@ -76,6 +77,7 @@ def render(run: Run, samples: int) -> str:
             breakdowns=breakdowns(run, confidence),
             flow=flow(tests),
             test_total=len(tests),
+            generation=generation(run.engines),
             loss=plots.loss_curve(train, val) if train or val else "",
             diverged=sum(row.get("loss") is not None for row in run.steps) - len(train),
             lists=[_listing("test", shown), _listing("record", records)],

@@ -26,6 +26,11 @@ RECORD_COLUMNS = ("dataset", "id", "text", "category", "level", "fields", "failu
 ANSWER_COLUMNS = ("dataset", "id", "text", "finish_reason", "failure")
 VERDICT_COLUMNS = ("dataset", "id", "refusal", "on_topic")
 DECISION_COLUMNS = ("dataset", "id", "keep", "reason", "helpfulness", "harm")
+SAMPLE_TEXTS, EVENT_TEXTS = ("stage", "engine", "life"), ("stage", "engine", "event", "detail")
+SAMPLE_COUNTS = (
+    *("made", "hits", "prompt_tokens", "completion_tokens"),
+    *("running", "waiting", "prefix_queries", "prefix_hits"),
+)
 PAIR_COLUMNS = ("dataset", "id", "arm_a", "arm_b", "question", "combined")
 
 
@@ -37,6 +42,15 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     n: int = 0
+
+
+@dataclass
+class EngineLog:
+    """engines.jsonl by kind of line, in its order; `damaged` counts the lines that could not be read."""
+
+    samples: list[Row] = field(default_factory=list)
+    events: list[Row] = field(default_factory=list)
+    damaged: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,7 @@ class Run:
     answers: dict[str, dict[Key, Row]] = field(default_factory=dict)
     verdicts: dict[str, dict[Key, Row]] = field(default_factory=dict)
     pairs: dict[Key, list[Row]] = field(default_factory=dict)
+    engines: EngineLog = field(default_factory=EngineLog)
 
     @property
     def name(self) -> str:
@@ -110,6 +125,7 @@ def read_run(root: Path) -> Run:
         answers={arm: _by_key(root / "answers" / f"{arm}.parquet", ANSWER_COLUMNS) for arm in arms},
         verdicts={arm: _by_key(root / "verdicts" / f"{arm}.parquet", VERDICT_COLUMNS) for arm in arms},
         pairs=_pairs(root / "verdicts" / "pairs.parquet"),
+        engines=_engine_log(root / "engines.jsonl"),
     )
 
 
@@ -161,6 +177,29 @@ def _steps(path: Path) -> list[Row]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}, line {number} is damaged ({error!r}); delete the line") from error
     return [merged[step] for step in sorted(merged)]
+
+
+def _engine_log(path: Path) -> EngineLog:
+    """A kill tears a line of this file by its nature, and a lost sample costs no count: such lines are left out."""
+    log = EngineLog()
+    if not path.is_file():
+        return log
+    with path.open("rb") as stream:
+        for line in stream:
+            try:
+                row = json.loads(line)
+                sample = row["kind"] == "sample"
+                texts, counts = (SAMPLE_TEXTS, SAMPLE_COUNTS) if sample else (EVENT_TEXTS, ())
+                share = row["kv_cache_use"] if sample else None
+                whole = all(isinstance(row[name], str) for name in texts) and 0 < row["time"] < 1e11
+                whole &= all(0 <= row[name] < 1e15 for name in counts) and (share is None or 0 <= share <= 1)
+            except (ValueError, KeyError, TypeError):
+                whole = False
+            if whole:
+                (log.samples if sample else log.events).append(row)
+            else:
+                log.damaged += 1
+    return log
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> list[Row]:

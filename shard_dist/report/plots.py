@@ -6,7 +6,7 @@ Every series has a fill of its own (solid, hatched, empty, dotted), so nothing d
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import dataclass
 from math import floor, log10
 
 from markupsafe import Markup
@@ -78,6 +78,51 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     return [float(f"{step * n:.12g}") for n in range(first, max(last, first + 1) + 1)]
 
 
+Line = list[tuple[float, float]]  # (x, y) of the points of a curve, left to right
+CURVES = ("curve", "curve dashed")
+
+
+def _axes(ys: list[float], xs: list[tuple[float, str]]) -> str:
+    """Grid lines and labels: `ys` from the bottom to the top, `xs` as (percent of the width, label)."""
+    body = ""
+    for tick in ys:
+        y = f"{100 - 100 * (tick - ys[0]) / (ys[-1] - ys[0]):.2f}%"
+        body += f'<line class="axis" x1="0" x2="100%" y1="{y}" y2="{y}"/>'
+        name = f"{tick / 1e6:g}M" if tick >= 1e6 else f"{tick / 1e3:g}k" if tick >= 1e4 else count(tick)
+        body += f'<text class="tick end" x="-8" y="{y}" dy="4">{name}</text>'
+    for x, label in xs:
+        body += f'<text class="tick middle" x="{x:.2f}%" y="100%" dy="18">{escaped(label)}</text>'
+    return body
+
+
+def _curve(line: Line, style: str) -> str:
+    """A line through points in percent of the frame, from its upper left. It stretches, its stroke does not."""
+    path = "L".join(f"{x:.2f} {y:.2f}" for x, y in line)
+    return f'<svg viewBox="0 0 100 100" preserveAspectRatio="none"><path class="{style}" d="M{path}"/></svg>'
+
+
+@dataclass(frozen=True)
+class TimeFrame:
+    """A time axis of `length` seconds with ticks (place, label) and bands (from, to, what they stand for)."""
+
+    length: float
+    ticks: list[tuple[float, str]]
+    bands: list[tuple[float, float, str]]
+
+
+def time_plot(label: str, curves: list[list[Line]], frame: TimeFrame) -> Markup:
+    """Curves over time from 0 up, each of several lines with nothing between; the first solid, the second dashed."""
+    ys = ticks(0, max(y for lines in curves for line in lines for _, y in line), 3)
+    body = _axes(ys, [(100 * place / frame.length, name) for place, name in frame.ticks])
+    for start, end, note in frame.bands:
+        place = f'x="{100 * start / frame.length:.2f}%" width="{100 * (end - start) / frame.length:.2f}%"'
+        body += f'<rect class="pause" {place} y="0" height="100%"><title>{escaped(note)}</title></rect>'
+    for lines, style in zip(curves, CURVES, strict=False):
+        for line in lines:
+            body += _curve([(100 * x / frame.length, 100 - 100 * y / ys[-1]) for x, y in line], style)
+    return _svg("curve-plot small", label, body)
+
+
 def loss_curve(train: list[tuple[int, float]], val: list[tuple[int, float]]) -> Markup:
     """Training loss as a line, validation loss as ringed points, over optimizer steps; round axes."""
     points = train + val
@@ -90,16 +135,9 @@ def loss_curve(train: list[tuple[int, float]], val: list[tuple[int, float]]) -> 
     def y(loss: float) -> float:
         return 100 - 100 * (loss - ys[0]) / (ys[-1] - ys[0])
 
-    body = ""
-    for tick in ys:
-        body += f'<line class="axis" x1="0" x2="100%" y1="{y(tick):.2f}%" y2="{y(tick):.2f}%"/>'
-        body += f'<text class="tick end" x="-8" y="{y(tick):.2f}%" dy="4">{tick:g}</text>'
-    for tick in xs:
-        body += f'<text class="tick middle" x="{x(tick):.2f}%" y="100%" dy="18">{count(tick)}</text>'
-    # Lines take percentages, a polyline does not; percentages keep the text's size on a phone.
-    for (step, loss), (after, lower) in pairwise(thinned(train)):
-        start = f'x1="{x(step):.2f}%" y1="{y(loss):.2f}%"'
-        body += f'<line class="curve" {start} x2="{x(after):.2f}%" y2="{y(lower):.2f}%"/>'
+    body = _axes(ys, [(x(tick), count(tick)) for tick in xs])
+    if train:
+        body += _curve([(x(step), y(loss)) for step, loss in thinned(train)], CURVES[0])
     for step, loss in val:
         note = escaped(f"step {step}: validation loss {loss:.4f}")
         place = f'cx="{x(step):.2f}%" cy="{y(loss):.2f}%"'

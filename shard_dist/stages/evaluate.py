@@ -9,7 +9,8 @@ from shard_dist.artefacts import value_hash, write_json, write_rows
 from shard_dist.config.load import as_dict
 from shard_dist.config.schema import JudgeKind
 from shard_dist.data.load import read_prompts
-from shard_dist.engines.pool import Role
+from shard_dist.engines.rows import ListRows
+from shard_dist.engines.worker import Role
 from shard_dist.evaluation.arms import ANSWER_SCHEMA, PAIR_SCHEMA, VERDICT_SCHEMA, Answer, Judge
 from shard_dist.evaluation.metrics import metrics
 from shard_dist.progress import Progress
@@ -67,8 +68,9 @@ def answer_arm(
     config = run.config
     sampling = sampling_of(config.recipe.answer_sampling)
     program = Answer(role.name, arm, Templates(config.recipe.templates), sampling, config.run.seed)
-    with Engines(run, [role], role.name, progress) as engines:
-        rows = engines.run(f"answers of {arm}", program, prompts)
+    with Engines(run, "evaluate", [role], role.name, progress) as engines:
+        found = engines.run(f"answers of {arm}", program, ListRows(prompts), empty=Prompt("", "", ""))
+        rows = list(found.ordered())
         _add(total, engines.counts())
     write_rows(run / "answers" / f"{arm}.parquet", rows, ANSWER_SCHEMA)
     return rows
@@ -86,8 +88,8 @@ def judge_arms(
     judge = config.evaluate.judge_role
     roles = [] if config.evaluate.judge == JudgeKind.rule else [role_of(run, judge)]
     rows = list(zip(prompts, answers[BASE], answers[TUNED], strict=True))
-    with Engines(run, roles, judge, progress) as engines:
-        judged = engines.run("verdicts", Judge(stage_panel(config, config.evaluate)), rows)
+    with Engines(run, "evaluate", roles, judge, progress) as engines:
+        judged = list(engines.run("verdicts", Judge(stage_panel(config, config.evaluate)), ListRows(rows)).ordered())
         _add(total, engines.counts())
     verdicts = [verdict for both, _ in judged for verdict in both]
     pairs = [pair for _, questions in judged for pair in questions]

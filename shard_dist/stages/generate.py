@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
-from shard_dist.artefacts import read_rows, value_hash, write_json, write_rows
+from shard_dist.artefacts import value_hash, write_json, write_rows
 from shard_dist.config.load import as_dict
 from shard_dist.data.load import SCHEMA as PROMPT_SCHEMA
-from shard_dist.data.load import read_prompts
+from shard_dist.data.load import prompt_rows
+from shard_dist.engines.rows import ListRows
 from shard_dist.progress import Progress
 from shard_dist.prompts.render import Templates
 from shard_dist.recipes.shard import Guidelines, Shard
@@ -30,6 +32,7 @@ RECORD_SCHEMA = pa.schema(
         ("failure", pa.string()),
     ]
 )
+RECORDS = "records/part-00000.parquet"
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -45,14 +48,13 @@ def inputs(run: Run) -> dict[str, Any]:
 
 def work(run: Run, progress: Progress) -> dict[str, Any]:
     config, recipe = run.config, run.config.recipe
-    prompts = [
-        prompt for prompt in read_prompts(run.require("prompts.parquet", "prompts")) if prompt.split in ("train", "val")
-    ]
+    prompts = prompt_rows(run.require("prompts.parquet", "prompts"), ("train", "val"))
     templates, role = Templates(recipe.templates), role_of(run, recipe.generator)
-    with Engines(run, [role], role.name, progress) as engines:
+    with Engines(run, "generate", [role], role.name, progress) as engines:
         guide = Guidelines(role.name, templates, sampling_of(recipe.guideline_sampling), config.run.seed)
-        categories = sorted({prompt.category for prompt in prompts if prompt.category}) if recipe.guidelines else []
-        guidelines = dict(zip(categories, engines.run("guidelines", guide, categories), strict=True))
+        categories = [name for name in prompts.distinct("category") if name] if recipe.guidelines else []
+        written = engines.run("guidelines", guide, ListRows(categories), empty="")
+        guidelines = dict(zip(categories, written.ordered(), strict=True))
         write_json(run / "guidelines.json", guidelines)
         program = Shard(
             role=role.name,
@@ -63,39 +65,38 @@ def work(run: Run, progress: Progress) -> dict[str, Any]:
             rewrite_attempts=recipe.rewrite_attempts,
             seed=config.run.seed,
         )
-        records = engines.run("prompts", program, prompts)
+        records = engines.run("prompts", program, prompts, record_row, empty=Prompt("", "", ""))
         counts = engines.counts()
-    write_records(run, records)
-    failed = Counter(record.failure for record in records if record.failure)
-    return {"rows": len(records), "complete": len(records) - failed.total(), "failed": dict(failed), **counts}
+    failed: Counter[str] = Counter()
+    write_rows(run / RECORDS, counted(records.ordered(), failed), RECORD_SCHEMA)
+    return {"rows": len(prompts), "complete": len(prompts) - failed.total(), "failed": dict(failed), **counts}
 
 
-def write_records(run: Run, records: list[Record]) -> None:
-    rows = [
-        {
-            **asdict(record.prompt),
-            "recipe": record.recipe,
-            "fields": json.dumps(record.fields, ensure_ascii=False),
-            "calls": json.dumps(record.calls),
-            "failure": record.failure,
-        }
-        for record in records
-    ]
-    write_rows(run / "records" / "part-00000.parquet", rows, RECORD_SCHEMA)
+def record_row(record: Record) -> dict[str, Any]:
+    return {
+        **asdict(record.prompt),
+        "recipe": record.recipe,
+        "fields": json.dumps(record.fields, ensure_ascii=False),
+        "calls": json.dumps(record.calls),
+        "failure": record.failure,
+    }
 
 
-def read_records(run: Run) -> list[Record]:
-    names = PROMPT_SCHEMA.names
-    return [
-        Record(
-            prompt=Prompt(**{name: row[name] for name in names}),
-            recipe=row["recipe"],
-            fields=json.loads(row["fields"]),
-            calls=json.loads(row["calls"]),
-            failure=row["failure"],
-        )
-        for row in read_rows(run.require("records/part-00000.parquet", "generate"))
-    ]
+def record_of(row: dict[str, Any]) -> Record:
+    return Record(
+        prompt=Prompt(**{name: row[name] for name in PROMPT_SCHEMA.names}),
+        recipe=row["recipe"],
+        fields=json.loads(row["fields"]),
+        calls=json.loads(row["calls"]),
+        failure=row["failure"],
+    )
+
+
+def counted(rows: Iterator[dict[str, Any]], failed: Counter[str]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if row["failure"]:
+            failed[row["failure"]] += 1
+        yield row
 
 
 STAGE = Stage("generate", inputs, ("guidelines.json", "records"), work)

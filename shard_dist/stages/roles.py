@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,8 +13,12 @@ from shard_dist.artefacts import model_hash, value_hash
 from shard_dist.cluster import join
 from shard_dist.config.schema import Backend, ModelConfig, SamplingConfig
 from shard_dist.engines.local import run_local
-from shard_dist.engines.pool import EnginePool, PoolCounts, Role
-from shard_dist.engines.worker import Counters, ModelIdentity
+from shard_dist.engines.pool import EnginePool, PoolCounts, plain
+from shard_dist.engines.rows import Rows
+from shard_dist.engines.spool import Spool, SpoolWriter
+from shard_dist.engines.telemetry import Telemetry
+from shard_dist.engines.worker import Counters, ModelIdentity, Role
+from shard_dist.ledger.check import check_ledger
 from shard_dist.progress import Progress
 from shard_dist.records import Sampling
 from shard_dist.rundir import Run
@@ -56,13 +61,13 @@ def identify(spec: ModelConfig) -> ModelIdentity:
 
 def role_of(run: Run, name: str) -> Role:
     spec = run.config.models[name]
-    return Role(name, spec, identify(spec), run / "ledger", run / "logs")
+    return Role(name, spec, identify(spec), run.ledger, run / "logs")
 
 
 def tuned_role(run: Run) -> Role:
     """The student with the weights that training made."""
     spec = replace(run.config.models["student"], model=str(run / "model"), revision="", tokenizer="")
-    return Role("tuned", spec, identify(spec), run / "ledger", run / "logs")
+    return Role("tuned", spec, identify(spec), run.ledger, run / "logs")
 
 
 def sampling_of(config: SamplingConfig) -> Sampling:
@@ -76,29 +81,54 @@ class Engines:
     starts no engine at all.
     """
 
-    def __init__(self, run: Run, roles: Sequence[Role], home: str, progress: Progress) -> None:
+    def __init__(self, run: Run, stage: str, roles: Sequence[Role], home: str, progress: Progress) -> None:
         self.cluster, self.roles, self.home, self.progress = run.config.cluster, roles, home, progress
+        self.spool = run.spool(stage)
+        self.telemetry = Telemetry(run / "engines.jsonl", stage)
         self.pool: EnginePool | None = None
         self.answered = Counters()
 
-    def run(self, unit: str, program: Any, rows: Sequence[Any]) -> list[Any]:
-        """The results of `program` over `rows`, in their order."""
-        results, left, hits = run_local(program, rows, self.roles)
-        self.answered.add(hits)
-        if left:
+    def run(
+        self,
+        unit: str,
+        program: Any,
+        rows: Rows,
+        encode: Callable[[Any], Any] = plain,
+        empty: Any = None,
+    ) -> Spool:
+        """The results of `program` over `rows`. Its calls around the row `empty` must fit the engines' contexts."""
+        directory, total = self.spool / unit, len(rows)
+        missing = Spool(directory, total).missing.tolist()
+        with closing(SpoolWriter(directory, "driver")) as writer:
+
+            def save(index: int, result: Any) -> None:
+                writer.append(index, encode(result))
+
+            self.answered.add(run_local(program, rows, missing, self.roles, save))
+        if len(Spool(directory, total).missing):
             pool = self._started()
-            with self.progress.bar(unit, len(left)) as bar:
-                fresh = pool.run(program, [rows[index] for index in left], self.home, bar.calls)
-            results.update(zip(left, fresh, strict=True))
-        return [results[index] for index in range(len(rows))]
+            if empty is not None:
+                pool.check(program, empty)
+            with self.progress.bar(unit, total) as bar:
+                pool.run(
+                    program,
+                    rows,
+                    self.home,
+                    directory,
+                    lambda done: bar.update(done, self.telemetry.line()),
+                    encode,
+                )
+        return Spool(directory, total)
 
     def _started(self) -> EnginePool:
         if self.pool is None:
             names = ", ".join(f"{role.name} ({role.spec.backend}: {role.spec.model})" for role in self.roles)
             self.progress.note(f"starting engines: {names}")
             join(self.cluster)
-            self.pool = EnginePool(self.roles)
-            self.pool.open()
+            for role in self.roles:
+                check_ledger(role.ledger)
+            pool = EnginePool(self.roles, self.cluster, self.telemetry)
+            self.pool = pool.__enter__()
         return self.pool
 
     def counts(self) -> dict[str, int]:
@@ -121,4 +151,5 @@ class Engines:
 
     def __exit__(self, *exc: object) -> None:
         if self.pool is not None:
-            self.pool.close()
+            self.pool.__exit__(*exc)
+        self.telemetry.close()

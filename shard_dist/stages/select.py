@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from shard_dist.artefacts import value_hash, write_json, write_rows
+from shard_dist.artefacts import stream_rows, value_hash, write_json, write_rows
 from shard_dist.config.load import as_dict
 from shard_dist.config.schema import Config, JudgeKind, JudgingConfig
+from shard_dist.engines.rows import TableRows
+from shard_dist.engines.spool import Spool
 from shard_dist.judges.gate import gate, pre_gate
 from shard_dist.judges.panel import Panel, panel
 from shard_dist.judges.refusal import classify
 from shard_dist.progress import Progress
 from shard_dist.prompts.render import Templates
-from shard_dist.records import Example, Record
+from shard_dist.records import Example, Prompt, Record
 from shard_dist.rundir import Run, Stage
-from shard_dist.stages.generate import read_records
+from shard_dist.stages.generate import RECORDS, record_of
 from shard_dist.stages.roles import Engines, identify, role_of, sampling_of
 from shard_dist.training.examples import write_examples
 
@@ -38,6 +42,8 @@ DECISION_SCHEMA = pa.schema(
         ("harm_reason", pa.string()),
     ]
 )
+# The shortest record that judges are asked about.
+EMPTY = Record(Prompt("", "", ""), "", {"draft": "", "reframed": "yes", "reframed_finish_reason": "stop"})
 
 
 @dataclass(frozen=True)
@@ -108,59 +114,62 @@ def inputs(run: Run) -> dict[str, Any]:
 
 def work(run: Run, progress: Progress) -> dict[str, Any]:
     config = run.config
-    records = read_records(run)
+    source = run.require(RECORDS, "generate")
     roles = [] if config.select.judge == JudgeKind.rule else [role_of(run, config.select.judge_role)]
     judges = stage_panel(config, config.select)
-    with Engines(run, roles, config.select.judge_role, progress) as engines:
+    with Engines(run, "select", roles, config.select.judge_role, progress) as engines:
+        records = TableRows((source,), record_of, group="category", length="fields")
         program = Select(judges, config.select.keep_benign_ties)
-        decisions = engines.run("records", program, records)
+        decisions = engines.run("records", program, records, asdict, empty=EMPTY)
         counts = engines.counts()
-    summary = summarise(records, decisions, judges.name)
-    write_rows(run / "decisions.parquet", (asdict(decision) for decision in decisions), DECISION_SCHEMA)
-    examples = chosen(records, decisions, Templates(config.recipe.templates))
+    write_rows(run / "decisions.parquet", decisions.ordered(), DECISION_SCHEMA)
+    templates = Templates(config.recipe.templates)
     for split in ("train", "val"):
-        write_examples(run / "examples" / f"{split}.parquet", examples[split])
+        write_examples(run / "examples" / f"{split}.parquet", chosen(judged(source, decisions), split, templates))
+    summary, sizes = summarise(judged(source, decisions), judges.name)
     write_json(run / "selection.json", summary)
-    if not examples["train"]:
+    if not sizes["train"]:
         raise ValueError(
             f"no example is left to train on: of {summary['considered']} records all were dropped or validate: "
             f"{summary['reasons']}. {run / 'decisions.parquet'} has every verdict"
         )
-    sizes = {split: len(rows) for split, rows in examples.items()}
-    return {
-        "considered": len(records),
-        "kept": summary["kept"],
-        "dropped": summary["dropped"],
-        **sizes,
-        **counts,
-    }
+    considered = {name: summary[name] for name in ("considered", "kept", "dropped")}
+    return {**considered, **sizes, **counts}
 
 
-def chosen(records: list[Record], decisions: list[Decision], templates: Templates) -> dict[str, list[Example]]:
-    """Examples by split: the prompt as the assistant gets it, and the reframed answer. No scaffolding is kept."""
-    examples: dict[str, list[Example]] = {"train": [], "val": []}
-    for record, decision in zip(records, decisions, strict=True):
-        if decision.keep:
+def judged(source: Path, decisions: Spool) -> Iterator[tuple[Record, Decision]]:
+    """Records with what became of them, streamed."""
+    rows = zip(stream_rows(source), decisions.ordered(), strict=True)
+    return ((record_of(row), Decision(**decision)) for row, decision in rows)
+
+
+def chosen(pairs: Iterable[tuple[Record, Decision]], split: str, templates: Templates) -> Iterator[Example]:
+    """A split's examples: the prompt as the assistant gets it, and the reframed answer. No scaffolding is kept."""
+    for record, decision in pairs:
+        if decision.keep and record.prompt.split == split:
             messages = templates.chat(record.prompt.text)
-            example = Example(*record.prompt.key, messages, record.fields["reframed"])
-            examples[record.prompt.split].append(example)
-    return examples
+            yield Example(*record.prompt.key, messages, record.fields["reframed"])
 
 
-def summarise(records: list[Record], decisions: list[Decision], judge: str) -> dict[str, Any]:
-    """selection.json: kept + dropped = considered, reasons add up to considered, by category likewise."""
+def summarise(pairs: Iterable[tuple[Record, Decision]], judge: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """selection.json: kept + dropped = considered, reasons add up to considered, by category likewise; and the number
+    of examples by split."""
     by_category: dict[str, dict[str, int]] = defaultdict(lambda: {"kept": 0, "dropped": 0})
-    for record, decision in zip(records, decisions, strict=True):
+    reasons: Counter[str] = Counter()
+    sizes = {"train": 0, "val": 0}
+    for record, decision in pairs:
         by_category[record.prompt.category]["kept" if decision.keep else "dropped"] += 1
-    kept = sum(decision.keep for decision in decisions)
-    return {
-        "considered": len(records),
-        "kept": kept,
-        "dropped": len(records) - kept,
-        "reasons": dict(Counter(decision.reason for decision in decisions).most_common()),
+        reasons[decision.reason] += 1
+        sizes[record.prompt.split] += decision.keep
+    summary = {
+        "considered": reasons.total(),
+        "kept": sum(sizes.values()),
+        "dropped": reasons.total() - sum(sizes.values()),
+        "reasons": dict(reasons.most_common()),
         "judge": judge,
         "by_category": dict(by_category),
     }
+    return summary, sizes
 
 
 STAGE = Stage("select", inputs, ("examples", "decisions.parquet", "selection.json"), work)

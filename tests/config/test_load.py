@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,72 @@ def test_a_setting_without_effect_is_warned_of(file: Path) -> None:
         load_config(file, ["train.fused_loss=false", "train.loss_budget_gib=1"])
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("engines=0", "engines is 0; at least 1"),
+        ("engines=3 max_engines=2", "max_engines is 2, fewer than models.judge.engines = 3"),
+        ("max_engines=-1", "max_engines is -1"),
+        ("window=-1", "window is -1"),
+        ("boot_attempts=0", "boot_attempts is 0; at least 1"),
+        ("max_deaths=0", "max_deaths is 0"),
+        ("silent_timeout=0", "silent_timeout is 0.0; it must be above 0"),
+        ("timeout=.nan", "timeout is nan"),
+        ("cpus=0", "cpus is 0.0"),
+        ("gpus=-1", "gpus is -1.0"),
+        ("gpus=1.5", "gpus is 1.5; a whole number, or a share of one GPU"),
+        ("engine_args.tensor_parallel_size=two", "engine_args.tensor_parallel_size is two"),
+        ("engine_args.pipeline_parallel_size=0", "engine_args.pipeline_parallel_size is 0"),
+        ("engine_args.data_parallel_size=2", "set models.judge.engines instead"),
+        ("max_retries=-1", "max_retries is -1"),
+        ("max_requests=-1", "max_requests is -1"),
+        ("max_spend=-1", "max_spend is -1.0"),
+        ("input_price=-1", "input_price is -1.0"),
+        ("backend=http base_url=host:8000", "base_url: http needs the server's address"),
+        ("backend=http base_url=http://host:port", "base_url: http needs the server's address"),
+        ("backend=http base_url=http://h/v1 api_key_env=sk-private", "api_key_env holds no name"),
+        ("backend=http base_url=http://h/v1 max_requests=2 engines=3", "max_requests is 2: 3 engines share it"),
+        ("backend=fake fake.latency=-1", "fake.latency is -1.0; at least 0"),
+        ("backend=fake fake.slots=-1", "fake.slots is -1"),
+        ("backend=fake fake.mean_tokens=0", "fake.mean_tokens is 0.0; it must be above 0"),
+        ("backend=fake fake.error_rate=1.5", "fake.error_rate is 1.5; a share from 0 to 1"),
+        ("backend=fake fake.death_rate=0.6 fake.silence_rate=0.5", "death_rate and silence_rate is 1.1; at most 1"),
+    ],
+)
+def test_a_setting_of_an_engine_out_of_range_is_refused(file: Path, word: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=r"^models\.judge\.") as caught:
+        load_config(file, [f"models.judge.{part}" for part in word.split()])
+    assert expected in str(caught.value)
+    assert "sk-private" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("max_requests=5", "max_requests has no effect with backend vllm"),
+        ("timeout=5", "timeout has no effect with backend vllm"),
+        ("fake.latency=1", "fake has no effect with backend vllm"),
+        ("backend=http base_url=http://h/v1 engine_args.seed=1", "engine_args has no effect with backend http"),
+        ("backend=http base_url=http://h/v1 silent_timeout=9", "silent_timeout has no effect with backend http"),
+        ("backend=http base_url=http://h/v1 max_spend=1", "max_spend has no effect without input_price"),
+        ("backend=http base_url=http://h/v1 input_price=1", "output_price have no effect without max_spend"),
+        ("backend=fake fake.mean_tokens=9", "fake.mean_tokens has no effect without step_seconds"),
+    ],
+)
+def test_a_setting_of_an_engine_without_effect_is_warned_of(file: Path, words: str, expected: str) -> None:
+    with pytest.warns(UserWarning, match=expected):
+        load_config(file, [f"models.judge.{part}" for part in words.split()])
+
+
+def test_a_template_that_names_an_unknown_variable_is_refused(file: Path, root: Path, tmp_path: Path) -> None:
+    templates = tmp_path / "own"
+    shutil.copytree(root / "shard_dist" / "prompts" / "templates" / "shard", templates)
+    load_config(file, [f"recipe.templates={templates}"])
+    (templates / "judge_harm.user.j2").write_text("{{ prompt }}\n{{ answer_c }}")
+    with pytest.raises(ValueError, match=r"judge_harm\.user\.j2, line 2: unknown variable 'answer_c'; did you mean"):
+        load_config(file, [f"recipe.templates={templates}"])
+
+
 def test_secrets_are_redacted_wherever_they_hide() -> None:
     value = {
         "api_key": "abc",
@@ -146,12 +213,23 @@ def test_secrets_are_redacted_wherever_they_hide() -> None:
 def test_how_a_run_is_carried_out_is_no_part_of_its_identity(file: Path) -> None:
     same = [
         "models.student.engines=4",
+        "models.student.max_engines=8",
+        "models.student.silent_timeout=60",
+        "models.student.fake.latency=1",
         "run.dir=elsewhere",
+        "run.ledger=elsewhere",
+        "cluster.boots_at_once=1",
         "train.checkpoint_every=7",
         "tracking.wandb=disabled",
     ]
     assert identity(load_config(file)) == identity(load_config(file, same))
-    assert identity(load_config(file)) != identity(load_config(file, ["recipe.answer_sampling.temperature=0.9"]))
+    for other in (
+        "recipe.answer_sampling.temperature=0.9",
+        "models.student.fake.refusal_rate=0.1",
+        "models.student.fake.mean_tokens=9",
+        "models.student.revision=x",
+    ):
+        assert identity(load_config(file)) != identity(load_config(file, [other])), other
 
 
 def test_the_resolved_tree_is_plain_data(file: Path) -> None:

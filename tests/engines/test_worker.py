@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,9 +17,21 @@ from hypothesis import strategies as st
 from shard_dist.config.schema import Backend, FakeConfig, ModelConfig
 from shard_dist.engines.fake import FakeEngine
 from shard_dist.engines.local import run_local
-from shard_dist.engines.pool import Role, RowQueue
+from shard_dist.engines.probe import calls_around
 from shard_dist.engines.protocol import CallFailed, CallRefused
-from shard_dist.engines.worker import Counters, LocalBackend, ModelIdentity, RowAsk, work
+from shard_dist.engines.queue import Lease, Reply, RowQueue
+from shard_dist.engines.rows import ListRows
+from shard_dist.engines.worker import (
+    Counters,
+    Door,
+    LocalBackend,
+    ModelIdentity,
+    Program,
+    Role,
+    RowAsk,
+    RowState,
+    Worker,
+)
 from shard_dist.ledger.store import Ledger
 from shard_dist.records import Call, Completion, Sampling
 
@@ -40,20 +54,25 @@ def engine(**faults: float) -> FakeEngine:
     return FakeEngine(ModelConfig(backend=Backend.fake, model="fake", fake=FakeConfig(**faults)))
 
 
-async def drive(program: Any, rows: Sequence[Any], backend: LocalBackend, window: int) -> list[Any]:
-    queue = RowQueue(rows)
-    queue.join("w")
+async def drive(
+    program: Program, rows: Sequence[Any], backend: LocalBackend, open_rows: int, queue: RowQueue | None = None
+) -> list[Any]:
+    """One worker over all rows; the results in their order."""
+    results: dict[int, Any] = {}
+    queue = queue or RowQueue(ListRows(rows), np.arange(len(rows)))
+    queue.join("w", open_rows)
 
-    async def take(most: int) -> Sequence[tuple[int, Any]]:
-        return queue.take("w", most)
+    async def exchange(finished: list[int], returned: list[Lease], room: int) -> Reply:
+        return queue.exchange("w", finished, returned, room)
 
-    async def finish(results: list[tuple[int, Any]]) -> None:
-        queue.finish("w", results, {})
+    def new_ask(state: RowState) -> RowAsk:
+        return RowAsk({"student": backend}, {"student": IDENTITY}, state)
 
-    await work(program, take, finish, lambda: RowAsk({"student": backend}, {"student": IDENTITY}), window)
-    assert not queue.out["w"]
+    worker = Worker(program, exchange, ListRows(rows).read, results.__setitem__, new_ask, open_rows)
+    await worker.work()
+    assert not worker.running
     assert not queue.waiting
-    return [result for _, result in sorted(queue.collect()[0])]
+    return [result for _, result in sorted(results.items())]
 
 
 @given(rows=st.integers(0, 30), window=st.integers(1, 8))
@@ -123,23 +142,95 @@ def test_a_call_that_keeps_failing_becomes_the_rows_failure(tmp_path: Path, monk
     assert Ledger(tmp_path).stats.entries == 0
 
 
-def test_rows_of_a_dead_worker_are_first_in_line_again() -> None:
-    queue = RowQueue(["a", "b", "c", "d"])
-    queue.join("w")
-    queue.take("w", 3)
-    queue.finish("w", [(1, "B")], {})
-    queue.join("w")
-    assert list(queue.waiting) == [(0, "a"), (2, "c"), (3, "d")]
+def test_calls_of_rows_that_have_done_the_least_go_first(tmp_path: Path) -> None:
+    """With one slot: every draft and rewrite of the rows at hand before any reframe, which needs both."""
+    asked: list[str] = []
+
+    class Noting(FakeEngine):
+        async def generate(self, call: Call) -> Completion:
+            asked.append(call.messages[0]["content"].split()[0])
+            return await super().generate(call)
+
+    noting = Noting(ModelConfig(backend=Backend.fake, model="fake"))
+    asyncio.run(drive(Chain(), range(6), LocalBackend(noting, Ledger(tmp_path), 1, Counters()), 6))
+    assert set(asked[:12]) == {"draft", "rewrite"}
+    assert len(asked) == 18
+
+
+@given(window=st.integers(1, 4), ranks=st.lists(st.integers(0, 3), max_size=20), seed=st.integers(0, 99))
+@settings(max_examples=60)
+def test_the_door_holds_the_window_and_loses_no_place(window: int, ranks: list[int], seed: int) -> None:
+    """Some of those that wait are cancelled; the others all come in, never more than `window` at once."""
+    chance, most = random.Random(seed), [0]
+
+    async def visit(door: Door, rank: int) -> None:
+        await door.enter(rank)
+        most[0] = max(most[0], door.inside)
+        try:
+            await asyncio.sleep(0)
+        finally:
+            door.leave()
+
+    async def scene() -> None:
+        door = Door(window)
+        visits = [asyncio.ensure_future(visit(door, rank)) for rank in ranks]
+        await asyncio.sleep(0)
+        for visitor in visits:
+            if chance.random() < 0.3:
+                visitor.cancel()
+        await asyncio.gather(*visits, return_exceptions=True)
+        assert door.inside == 0
+        await asyncio.wait_for(asyncio.gather(*(visit(door, 0) for _ in range(window + 1))), 5)
+
+    asyncio.run(scene())
+    assert most[0] <= window
+
+
+def test_a_row_that_is_given_back_keeps_its_answers_and_asks_no_more(tmp_path: Path) -> None:
+    """The queue takes back all rows that it can after the first talk; they are finished with no call made twice."""
+
+    class Greedy(RowQueue):
+        talks = 0
+
+        def exchange(self, worker: str, finished: list[int], returned: list[Lease], room: int) -> Reply:
+            reply = super().exchange(worker, finished, returned, room)
+            Greedy.talks += 1
+            reply.give_back = 20 if Greedy.talks in (2, 4) else 0
+            return reply
+
+    rows = list(range(20))
+    backend = LocalBackend(engine(latency=0.02), Ledger(tmp_path), 4, Counters())
+    queue = Greedy(ListRows(rows), np.arange(20))
+    results = asyncio.run(drive(Chain(), rows, backend, 16, queue))
+    assert [row for row, _ in results] == rows
+    assert Ledger(tmp_path).stats.lines == backend.counters.made == 60
+
+
+def test_a_quarantined_row_asks_no_engine_and_says_why(tmp_path: Path) -> None:
+    backend = LocalBackend(engine(), Ledger(tmp_path), 4, Counters())
+    ask = RowAsk({"student": backend}, {"student": IDENTITY}, RowState(refused="3 engines died"))
+    with pytest.raises(CallRefused, match="3 engines died") as caught:
+        asyncio.run(Chain()(0, ask))
+    assert (caught.value.reason, backend.counters.made) == ("quarantined", 0)
 
 
 def test_rows_that_the_ledger_knows_need_no_engine(tmp_path: Path) -> None:
     spec = ModelConfig(backend=Backend.fake, model="fake")
-    role = Role("student", spec, IDENTITY, tmp_path, tmp_path)
+    role = Role("student", spec, IDENTITY, str(tmp_path), tmp_path)
     made = LocalBackend(engine(), Ledger(tmp_path), 4, Counters())
     expected = asyncio.run(drive(Chain(), [0, 1], made, 4))
-    results, left, counters = run_local(Chain(), [0, 1, 2], [role])
-    assert ([results[0], results[1]], left) == (expected, [2])
+    made.ledger.close()
+    results: dict[int, Any] = {}
+    counters = run_local(Chain(), ListRows([0, 1, 2]), [0, 1, 2], [role], results.__setitem__)
+    assert [results[0], results[1]] == expected
+    assert len(results) == 2
     assert (counters.calls, counters.hits, counters.made) == (6, 6, 0)
+
+
+def test_the_calls_around_an_empty_row_are_all_that_a_program_makes() -> None:
+    calls = calls_around(Chain(), 0, {"student": IDENTITY, "judge": IDENTITY})
+    assert [call.messages[0]["content"] for call in calls["student"]] == ["draft 0", "rewrite 0", "yes yes"]
+    assert calls["judge"] == []
 
 
 def test_fake_answers_follow_the_schema_and_the_seed() -> None:

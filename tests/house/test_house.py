@@ -25,7 +25,7 @@ FLOORS = [
 ]
 # Libraries that need a cluster, a GPU or a compiler to be of use, and the only modules that may import them.
 ROOMS = {
-    "ray": {"cluster", "engines.pool", "training.supervise"},
+    "ray": {"cluster", "engines.actor", "engines.fleet", "engines.pool", "engines.remote", "training.supervise"},
     "vllm": {"engines.vllm_actor"},
     "deepspeed": {"training.zero", "training.checkpoint"},
 }

@@ -15,6 +15,9 @@ import pytest
 import yaml
 
 from shard_dist.artefacts import write_json
+from shard_dist.engines.protocol import EngineStats
+from shard_dist.engines.telemetry import Telemetry
+from shard_dist.engines.worker import Counters
 from shard_dist.evaluation.metrics import metrics
 from shard_dist.records import Prompt
 
@@ -185,6 +188,50 @@ def make_provenance(root: Path) -> None:
     (root / "config.yaml").write_text(yaml.safe_dump(config))
 
 
+def simulate(path: Path, stage: str, start: float, seconds: int, engines: dict[str, tuple[int, int]]) -> None:
+    """Engines, name -> (slots, tokens per second), sampled each second; the clock is ours. Ends as a kill does."""
+    now, rng = start, random.Random(stage)
+    telemetry = Telemetry(path, stage, clock=lambda: now)
+    telemetry.begin("prompts", 20_000, 0)
+    totals = {name: (Counters(), EngineStats()) for name in engines}
+    lives = {name: f"{name}-{start:.0f}" for name in engines}
+    for name in engines:
+        telemetry.event("booted", name, "after 31 s")
+    for second in range(seconds):
+        now = start + second
+        for name, (slots, speed) in engines.items():
+            counters, stats = totals[name]
+            if name == "student-1" and second == 200:
+                telemetry.gone(name)
+                telemetry.event("died", name, "EngineDeadError: " + HOSTILE[0] + HOSTILE[2])
+                totals[name], lives[name] = (Counters(), EngineStats()), f"{name}-second-{start:.0f}"
+            if name == "student-1" and 200 <= second < 260:
+                continue
+            share = min(1.0, second / 20, (seconds - second) / 30) * rng.uniform(0.85, 1.0)
+            stats.running, stats.waiting = int(slots * share), int(0.1 * slots * rng.random())
+            stats.completion_tokens += int(speed * share)
+            stats.prompt_tokens += int(speed * share * 1.7)
+            stats.prefix_queries += int(speed * share * 1.7)
+            stats.prefix_hits += int(speed * share * 1.4)
+            stats.kv_cache_use = 0.61 * share
+            counters.made = stats.completion_tokens // 180
+            counters.hits = min(40 * second, 900) if name == "student-0" else 0
+            counters.calls = counters.made + counters.hits + stats.running
+            telemetry.sample(name, lives[name], counters, stats)
+    telemetry.event("quarantined", "student-0", f"row 17 killed 3 engines: {HOSTILE[1]}")
+
+
+def make_engines(root: Path) -> None:
+    """engines.jsonl of a run whose generation was killed, went on nine hours later, and then judged."""
+    path, start = root / "engines.jsonl", 1_767_322_800.0
+    student = {f"student-{number}": (256, 3100 + 50 * number) for number in range(3)}
+    simulate(path, "generate", start, 400, student)
+    with path.open("a") as stream:
+        stream.write('{"kind":"sample","time":17673')
+    simulate(path, "generate", start + 33_000, 700, student)
+    simulate(path, "evaluate", start + 35_000, 150, {"student-0": (256, 2900), "judge-0": (64, 700)})
+
+
 def make_run(root: Path, size: int = 200, steps: int = 60, seed: int = 7) -> Path:
     rng = random.Random(seed)
     rows = make_prompts(size)
@@ -204,6 +251,7 @@ def make_run(root: Path, size: int = 200, steps: int = 60, seed: int = 7) -> Pat
     rules = {category: f"- rule for {category}\n" * 9 for category in (*CATEGORIES, HOSTILE_CATEGORY)}
     write_json(root / "guidelines.json", rules)
     make_provenance(root)
+    make_engines(root)
     return root
 
 

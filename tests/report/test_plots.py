@@ -59,14 +59,40 @@ def test_each_fill_is_a_pattern_of_its_own() -> None:
 )
 def test_a_loss_curve_stays_in_its_frame_and_draws_every_validation_point(train, val) -> None:
     root = parsed(plots.loss_curve(train, val))
-    places = [
-        float(line.get(name)[:-1])
-        for line in root.iter("line")
-        for name in ("x1", "x2", "y1", "y2")
-        if "%" in line.get(name)
-    ]
-    assert all(-0.01 <= place <= 100.01 for place in places)
+    assert all(-0.01 <= place <= 100.01 for path in root.iter("path") for point in points(path) for place in point)
+    assert len(points(next(root.iter("path")))) == len(train)
     assert len(list(root.iter("circle"))) == len(val)
+
+
+def points(path: ET.Element) -> list[tuple[float, float]]:
+    """(x, y) in percent of the frame, from its upper left."""
+    return [tuple(map(float, point.split())) for point in path.get("d")[1:].split("L")]
+
+
+LINES = st.lists(
+    st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1e9)), min_size=1, max_size=5), min_size=1, max_size=4
+)
+
+
+@given(st.lists(LINES, min_size=1, max_size=2), NAMES, NAMES)
+def test_a_time_plot_stays_in_its_frame_with_a_path_per_line_and_a_name_per_band(curves, label, note) -> None:
+    frame = plots.TimeFrame(100.0, [(0.0, "0"), (50.0, note)], [(20.0, 22.0, "x" + note)])
+    root = parsed(plots.time_plot("x" + label, curves, frame))
+    paths = list(root.iter("path"))
+    assert len(paths) == sum(map(len, curves))
+    assert {path.get("class") for path in paths} == {"curve", "curve dashed"} if len(curves) == 2 else {"curve"}
+    assert all(-0.01 <= place <= 100.01 for path in paths for point in points(path) for place in point)
+    band = next(shape for shape in root.iter("rect") if shape.get("class") == "pause")
+    assert (band.get("x"), band.get("width")) == ("20.00%", "2.00%")
+    assert band.find("title").text.startswith("x")
+
+
+@pytest.mark.parametrize(("highest", "label"), [(0.4, "0.4"), (9_000, "5,000"), (40_000, "40k"), (4e6, "4M")])
+def test_labels_of_the_y_axis_are_short(highest: float, label: str) -> None:
+    svg = plots.time_plot("x", [[[(0.0, highest)]]], plots.TimeFrame(1.0, [], []))
+    labels = [text.text for text in parsed(svg).iter("text")]
+    assert all(len(text) <= 6 for text in labels)
+    assert label in labels
 
 
 def test_a_long_curve_is_thinned_to_means_with_its_ends_kept() -> None:

@@ -16,26 +16,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from shard_dist.ledger.store import Ledger, LedgerStats
+
 POLL = 0.1  # seconds between looks at the run's files
 
 
-def ledger_keys(run: Path) -> list[str]:
-    """The key of every whole line of every segment."""
-    keys = []
-    for segment in sorted((run / "ledger").glob("*.jsonl")):
-        for line in segment.read_bytes().splitlines():
-            try:
-                keys.append(json.loads(line)["key"])
-            except ValueError:
-                continue
-    return keys
+def ledger_stats(run: Path) -> LedgerStats:
+    with closing(Ledger(run / "ledger")) as ledger:
+        return ledger.stats
 
 
 def progress_of(run: Path, phase: str) -> float:
@@ -43,7 +38,7 @@ def progress_of(run: Path, phase: str) -> float:
     if phase == "training":
         path = run / "train_metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
-    return len(ledger_keys(run))
+    return ledger_stats(run).lines
 
 
 def killed_in(
@@ -76,7 +71,7 @@ def keys_of(rows: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def check(run: Path, code: int) -> dict[str, Any]:
     """What is left: duplicates in the ledger, rows against prompts."""
-    keys = Counter(ledger_keys(run))
+    ledger = ledger_stats(run)
     prompts = table(run / "prompts.parquet")
     wanted = {split: keys_of(row for row in prompts if row["split"] == split) for split in ("train", "val", "test")}
     records = keys_of(table(run / "records"))
@@ -84,8 +79,8 @@ def check(run: Path, code: int) -> dict[str, Any]:
     selection = json.loads((run / "selection.json").read_text())
     return {
         "exit_code": code,
-        "calls": sum(keys.values()),
-        "calls_made_twice": sum(count - 1 for count in keys.values()),
+        "calls": ledger.lines,
+        "calls_made_twice": ledger.lines - ledger.entries,
         "records_match_prompts": records == sorted(wanted["train"] + wanted["val"]),
         "answers_match_prompts": all(rows == wanted["test"] for rows in answers),
         "kept_plus_dropped_is_all": selection["kept"] + selection["dropped"] == len(records),
