@@ -51,19 +51,12 @@ class Pulse:
     died: str
 
 
-def call_window(spec: ModelConfig) -> int:
-    """Calls in flight per engine: 1.1 x slots x pipeline stages keep its batch full, with the next ones at its door."""
-    slots = spec.fake.slots if spec.backend == Backend.fake else spec.engine_args.get("max_num_seqs", 0)
-    stages = spec.engine_args.get("pipeline_parallel_size", 1)
-    return spec.window or -(-11 * (slots or 64) * stages // 10)
-
-
-def make_engine(spec: ModelConfig) -> Engine:
+def make_engine(spec: ModelConfig, across_nodes: bool) -> Engine:
     """The engine of a backend; each backend's library is imported only where it is used."""
     if spec.backend == Backend.vllm:
         from shard_dist.engines.vllm_actor import VllmEngine
 
-        return VllmEngine(spec)
+        return VllmEngine(spec, across_nodes)
     if spec.backend == Backend.http:
         from shard_dist.engines.http import HttpEngine
 
@@ -76,36 +69,39 @@ def make_engine(spec: ModelConfig) -> Engine:
 class EngineActor:
     """One life of an engine. The fleet makes a Ray actor of this class."""
 
-    def __init__(self, role: Role, life: str, roles: list[Role]) -> None:
-        self.role, self.life = role, life
+    def __init__(self, role: Role, life: str, roles: list[Role], across_nodes: bool) -> None:
+        self.role, self.life, self.across_nodes = role, life, across_nodes
         self.identities = {other.name: other.identity for other in roles}
         self.counters, self.died = Counters(), ""
         self.local: LocalBackend | None = None
-        self.others = {
-            other.name: RemoteBackend(other.name, call_window(other.spec)) for other in roles if other.name != role.name
-        }
+        self.others = {other.name: RemoteBackend(other.name) for other in roles if other.name != role.name}
         self.gauges = _Gauges(role.name, life)
 
     async def where(self) -> str:
         """The id of the node that this process is on."""
         return str(ray.get_runtime_context().get_node_id())
 
-    async def boot(self) -> str:
-        """Load the engine; "" when it serves, else its own error in a few lines."""
+    async def boot(self) -> tuple[str, int]:
+        """Load the engine: ("", calls in flight that keep it full) when it serves, else its own error in a few lines.
+
+        1.1 x its slots keep the batch full and the next calls at its door.
+        """
         log = self.role.logs / f"{self.life.rpartition('-')[0]}.log"
         _redirect_output(log)
         try:
-            engine = make_engine(self.role.spec)
+            engine = make_engine(self.role.spec, self.across_nodes)
             await engine.health()
             ledger = Ledger(self.role.ledger)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             sys.stderr.flush()
-            return boot_error(log, error)
-        self.local = LocalBackend(engine, ledger, call_window(self.role.spec), self.counters)
-        return ""
+            return boot_error(log, error), 0
+        window = self.role.spec.window or -(-11 * engine.slots // 10)
+        self.local = LocalBackend(engine, ledger, window, self.counters)
+        return "", window
 
-    async def set_peers(self, role: str, engines: dict[str, Any]) -> None:
+    async def set_peers(self, role: str, engines: dict[str, tuple[Any, int]]) -> None:
+        """The engines of another role: actor and window by life."""
         self.others[role].set_engines(engines)
 
     async def fits(self, calls: list[Call]) -> str:
@@ -142,7 +138,7 @@ class EngineActor:
         def ask(state: RowState) -> RowAsk:
             return RowAsk(backends, self.identities, state)
 
-        open_rows = worker.OPEN_WINDOWS * call_window(self.role.spec)
+        open_rows = worker.OPEN_WINDOWS * self._engine.door.room
         try:
             await Worker(job.program, exchange, job.rows.read, save, ask, open_rows).work()
         except EngineDied as error:

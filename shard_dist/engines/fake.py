@@ -37,7 +37,8 @@ class FakeEngine:
         self.settings = spec.fake
         self.life = uuid.uuid4().hex
         self.failures: dict[str, int] = {}  # failed tries of calls that have not succeeded yet
-        self.slots = asyncio.Semaphore(self.settings.slots or sys.maxsize)
+        self.slots = self.settings.slots or 64
+        self.free = asyncio.Semaphore(self.settings.slots or sys.maxsize)
         self.counts = EngineStats()
         self.decoding: dict[int, tuple[float, list[int]]] = {}  # of running calls: first step's time, tokens per sample
         self.numbers = itertools.count()
@@ -50,7 +51,7 @@ class FakeEngine:
         key = call_key(call)
         self.counts.waiting += 1
         try:
-            await self.slots.acquire()
+            await self.free.acquire()
         finally:
             self.counts.waiting -= 1
         self.counts.running += 1
@@ -63,7 +64,7 @@ class FakeEngine:
             return completion
         finally:
             self.counts.running -= 1
-            self.slots.release()
+            self.free.release()
 
     def _draw_engine_fault(self, key: str, call: Call) -> None:
         settings = self.settings

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from shard_dist import cluster
 from shard_dist.config.schema import Backend, ClusterConfig
 from shard_dist.engines.actor import EngineActor, Pulse
-from shard_dist.engines.placement import Node, Placement, plan
+from shard_dist.engines.placement import Node, Plan, plan
 from shard_dist.engines.protocol import EngineStats
 from shard_dist.engines.telemetry import Telemetry
 from shard_dist.engines.worker import Counters, Role
@@ -48,6 +48,7 @@ class Life:
     where: Any  # and of its node
     since: float = field(default_factory=time.monotonic)
     ready: bool = False
+    window: int = 0  # calls in flight that keep it full
     node: str = ""
     beat: Any = None  # the pulse that is under way
     asked: float = 0.0
@@ -71,7 +72,7 @@ class Fleet:
 
     def __init__(self, roles: Sequence[Role], settings: ClusterConfig, telemetry: Telemetry) -> None:
         self.roles, self.settings, self.telemetry = {role.name: role for role in roles}, settings, telemetry
-        self.placements: dict[str, Placement] = {}
+        self.plan = Plan(True, {})
         self.lives: list[Life] = []
         self.to_start: deque[tuple[Role, str, int, bool]] = deque()  # role, engine, attempt, grown
         self.deaths: list[Death] = []
@@ -83,8 +84,8 @@ class Fleet:
 
     # -- what the pool asks
 
-    def place(self) -> bool:
-        """Find a place for every engine; whether all roles have theirs at once.
+    def place(self) -> None:
+        """Make the plan: a place for every engine.
 
         Raises ValueError that names what the cluster lacks; waits for nodes first if told so.
         """
@@ -98,10 +99,9 @@ class Fleet:
                 if time.monotonic() >= limit:
                     raise
                 time.sleep(1)
-        self.placements = found.placements
+        self.plan = found
         for line in found.lines():
             self.telemetry.event("plan", line.partition(":")[0], line)
-        return found.side_by_side
 
     def open(self, names: Iterable[str]) -> None:
         """Start the engines of some roles; return when each of them has one."""
@@ -212,10 +212,11 @@ class Fleet:
 
     def _start(self, role: Role, name: str, attempt: int, grown: bool) -> Life:
         spec, life = role.spec, f"{name}-{uuid.uuid4().hex[:8]}"
-        placement = self.placements[role.name]
+        placement = self.plan.placements[role.name]
         group = placement_group(placement.bundles, strategy=placement.strategy)
         # Across nodes the GPUs belong to vLLM's own Ray workers, in the same group.
-        gpus = placement.bundles[0].get("GPU", 0) if len(placement.bundles) == 1 else 0
+        across_nodes = len(placement.bundles) > 1
+        gpus = 0 if across_nodes else placement.bundles[0].get("GPU", 0)
         cache = Path(tempfile.gettempdir()) / "shard_dist_compiled" / name
         options: dict[str, Any] = {
             "num_cpus": spec.cpus,
@@ -227,7 +228,7 @@ class Fleet:
             ),
             "runtime_env": {"env_vars": {**_private_caches(cache), **spec.env}},
         }
-        actor: Any = ray.remote(**options)(EngineActor).remote(role, life, list(self.roles.values()))
+        actor: Any = ray.remote(**options)(EngineActor).remote(role, life, list(self.roles.values()), across_nodes)
         return Life(role, name, life, actor, group, attempt, grown, actor.boot.remote(), actor.where.remote())
 
     def _look_at_nodes(self) -> None:
@@ -248,7 +249,7 @@ class Fleet:
             life.node = _get(life.where) or ""
         if ray.wait([life.boot], timeout=0)[0]:
             try:
-                fault = ray.get(life.boot)
+                fault, life.window = ray.get(life.boot)
             except (RayActorError, RayTaskError) as error:
                 self._boot_failed(life, f"its process died: {str(error).splitlines()[0]}")
                 return
@@ -279,7 +280,7 @@ class Fleet:
     def _introduce(self, role: str) -> None:
         """Tell the engines of every other role who serves this one now; and a new one, who serves the others."""
         for name in self.roles:
-            peers = {life.life: life.actor for life in self.ready(name)}
+            peers = {life.life: (life.actor, life.window) for life in self.ready(name)}
             for life in self.lives:
                 if life.ready and life.role.name != name and role in (name, life.role.name):
                     life.actor.set_peers.remote(name, peers)
@@ -287,7 +288,7 @@ class Fleet:
     def _has_room(self, role: str) -> bool:
         free = ray.available_resources()
         needs: dict[str, float] = defaultdict(float)
-        for bundle in self.placements[role].bundles:
+        for bundle in self.plan.placements[role].bundles:
             for kind, amount in bundle.items():
                 needs[kind] += amount
         return all(free.get(kind, 0) >= amount for kind, amount in needs.items())

@@ -163,6 +163,8 @@ class HttpEngine:
     After `max_deaths` such calls in a row, none answered in between, the server counts as gone and the run ends.
     """
 
+    slots = 64  # nobody tells how many a server has; `models.X.window` says better
+
     def __init__(self, spec: ModelConfig) -> None:
         self.spec, self.key = spec, os.environ.get(spec.api_key_env, "").strip()
         if not (self.key.isascii() and self.key.isprintable()):

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shard_dist.config.schema import ClusterConfig
-from shard_dist.engines.actor import Job, call_window
+from shard_dist.engines.actor import Job
 from shard_dist.engines.fleet import Death, Fleet, Life
 from shard_dist.engines.probe import calls_around
 from shard_dist.engines.protocol import EngineDied
@@ -53,12 +53,11 @@ class EnginePool:
     def __init__(self, roles: Sequence[Role], settings: ClusterConfig, telemetry: Telemetry) -> None:
         self.telemetry = telemetry
         self.fleet = Fleet(roles, settings, telemetry)
-        self.in_turns = False
 
     def __enter__(self) -> EnginePool:
         try:
-            self.in_turns = not self.fleet.place()
-            if not self.in_turns:
+            self.fleet.place()
+            if self.fleet.plan.side_by_side:
                 self.fleet.open(self.fleet.roles)
         except BaseException:
             self.fleet.shut_down()
@@ -95,7 +94,7 @@ class EnginePool:
         right; whatever has been finished until then is kept.
         """
         job = Job(program, rows, spool, encode)
-        if not self.in_turns:
+        if self.fleet.plan.side_by_side:
             self._work(job, home, progress)
             return
         job = replace(job, absent=spool.with_name(f"{spool.name} put off"))
@@ -163,7 +162,7 @@ class _Shift:
         self._mourn(self.fleet.tick())
         for life in self.fleet.ready(self.home):
             if life.life not in self.at_work:
-                ray.get(self.queue.join.remote(life.life, call_window(life.role.spec)))
+                ray.get(self.queue.join.remote(life.life, life.window))
                 self.at_work[life.life] = (life, life.actor.work.remote(self.queue, self.job))
         self.fleet.wait(LOOK, *(work for _, work in self.at_work.values()))
         self._read_work()

@@ -45,7 +45,9 @@ class EngineStats:
 
 
 class Engine(Protocol):
-    """A model that completes. One instance lives in one process and serves many calls at once."""
+    """A model that completes. One instance lives in one process and serves many calls at once, `slots` at best."""
+
+    slots: int
 
     async def generate(self, call: Call) -> Completion:
         """All n samples of a call. Raises CallRefused, CallFailed, EngineDied; ValueError for a broken setting."""

@@ -34,11 +34,11 @@ class _Letter:
 
 
 class RemoteBackend:
-    """The engines of `role`, each with at most `window` of our calls. The driver says which engines there are."""
+    """The engines of `role`, each with at most its window of our calls. The driver says which engines there are."""
 
-    def __init__(self, role: str, window: int) -> None:
-        self.role, self.window = role, window
-        self.engines: dict[str, Any] = {}
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self.engines: dict[str, tuple[Any, int]] = {}  # life -> actor, window
         self.load: dict[str, int] = {}
         self.box: list[tuple[int, int, _Letter]] = []  # lowest rank first, then the earliest
         self.suspects: deque[_Letter] = deque()  # at work when an engine died: one at a time per engine from then on
@@ -47,7 +47,7 @@ class RemoteBackend:
         self.pumping: asyncio.TimerHandle | None = None
         self.streams: set[asyncio.Task[None]] = set()
 
-    def set_engines(self, engines: dict[str, Any]) -> None:
+    def set_engines(self, engines: dict[str, tuple[Any, int]]) -> None:
         self.engines = engines
         self.load = {name: self.load.get(name, 0) for name in engines}
         self._pump_soon()
@@ -82,7 +82,7 @@ class RemoteBackend:
             self.load[name] += 1
             self._send(name, [self.suspects.popleft()])
         batches: dict[str, list[_Letter]] = {}
-        while self.box and any(load < self.window for load in self.load.values()):
+        while self.box and any(self._room(name) for name in self.load):
             letter = heapq.heappop(self.box)[2]
             if not letter.answer.done():
                 name = self._choose(letter)
@@ -99,13 +99,16 @@ class RemoteBackend:
     def _choose(self, letter: _Letter) -> str:
         prefix = letter.call.messages[0]["content"]
         at_home = max(self.load, key=lambda name: value_hash([prefix, name]))
-        least = min(self.load, key=self.load.__getitem__)
-        near = self.load[at_home] <= self.load[least] + self.window // 4
-        return at_home if near and self.load[at_home] < self.window else least
+        least = min(filter(self._room, self.load), key=self.load.__getitem__)
+        near = self.load[at_home] <= self.load[least] + self.engines[at_home][1] // 4
+        return at_home if near and self._room(at_home) else least
+
+    def _room(self, name: str) -> bool:
+        return self.load[name] < self.engines[name][1]
 
     async def _stream(self, name: str, letters: list[_Letter]) -> None:
         """One batch at one engine. Its death sends the unanswered calls elsewhere; its other errors are theirs."""
-        engine, waiting = self.engines[name], dict(enumerate(letters))
+        engine, waiting = self.engines[name][0], dict(enumerate(letters))
         # A suspect goes before all others, so that it is at work for a short time only.
         batch = [(letter.key, letter.call, -1 if letter.deaths else letter.rank) for letter in letters]
         try:

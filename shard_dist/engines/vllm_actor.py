@@ -6,6 +6,7 @@ Lives in an engine actor's process (`pool.py`), one instance per process. vLLM i
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -33,14 +34,17 @@ for pid in map(int, sys.argv[1:]):
 """
 
 
-def engine_arguments(spec: ModelConfig, on_cpu: bool) -> dict[str, Any]:
+def engine_arguments(spec: ModelConfig, on_cpu: bool, across_nodes: bool) -> dict[str, Any]:
     """The arguments of AsyncEngineArgs: the user's own over our defaults."""
+    ranks = math.prod(spec.engine_args.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
     arguments: dict[str, Any] = {
         "model": spec.model,
         "tokenizer": spec.tokenizer or None,
         "revision": spec.revision or None,
         "trust_remote_code": spec.trust_remote_code,
         "enable_prefix_caching": True,  # the rows of one category share their guidelines
+        # Left to itself vLLM takes Ray wherever it finds a placement group, which on one node has the wrong bundles.
+        "distributed_executor_backend": "ray" if across_nodes else "mp" if ranks > 1 else None,
     }
     arguments.update(spec.engine_args)
     if spec.reasoning_parser:
@@ -57,17 +61,23 @@ def engine_arguments(spec: ModelConfig, on_cpu: bool) -> dict[str, Any]:
 class VllmEngine:
     """Raises whatever vLLM raises when it cannot boot; the actor shows that error."""
 
-    def __init__(self, spec: ModelConfig) -> None:
+    def __init__(self, spec: ModelConfig, across_nodes: bool = False) -> None:
         from vllm import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.spec = spec
-        arguments = engine_arguments(spec, current_platform.is_cpu())
+        if across_nodes:
+            # The actor has no GPU of its own, so Ray hid them all; vLLM's workers get theirs from the placement group.
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        arguments = engine_arguments(spec, current_platform.is_cpu(), across_nodes)
         self.counts = EngineStats()
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[self._stat_logger()])
         pids = [str(child.pid) for child in psutil.Process().children(recursive=True)]
         self.reaper = subprocess.Popen([sys.executable, "-c", REAPER, *pids], stdin=subprocess.PIPE)
+        config = self.engine.vllm_config
+        # A pipeline works on as many batches as it has stages.
+        self.slots = config.scheduler_config.max_num_seqs * config.parallel_config.pipeline_parallel_size
         self.tokenizer: Any = self.engine.get_tokenizer()
         self.context = self.engine.model_config.max_model_len
         self.specials = special_tokens(self.tokenizer)

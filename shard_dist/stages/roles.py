@@ -85,6 +85,8 @@ class Engines:
         self.cluster, self.roles, self.home, self.progress = run.config.cluster, roles, home, progress
         self.spool = run.spool(stage)
         self.telemetry = Telemetry(run / "engines.jsonl", stage)
+        for location in {role.ledger for role in roles}:
+            check_ledger(location)
         self.pool: EnginePool | None = None
         self.answered = Counters()
 
@@ -125,10 +127,9 @@ class Engines:
             names = ", ".join(f"{role.name} ({role.spec.backend}: {role.spec.model})" for role in self.roles)
             self.progress.note(f"starting engines: {names}")
             join(self.cluster)
-            for role in self.roles:
-                check_ledger(role.ledger)
-            pool = EnginePool(self.roles, self.cluster, self.telemetry)
-            self.pool = pool.__enter__()
+            self.pool = EnginePool(self.roles, self.cluster, self.telemetry).__enter__()
+            for line in self.pool.fleet.plan.lines():
+                self.progress.note(line)
         return self.pool
 
     def counts(self) -> dict[str, int]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import ray
 from ray.util import placement_group_table
 
 from shard_dist.config.schema import Backend, ClusterConfig, FakeConfig, ModelConfig
@@ -103,7 +106,8 @@ def quick(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_end_once_and_in_order_over_several_engines(tmp_path: Path) -> None:
     rows = [str(number) for number in range(400)]
-    with Pool(tmp_path, role(tmp_path, "student", engines=2)) as pool:
+    # Slow enough that the engine that boots last finds work.
+    with Pool(tmp_path, role(tmp_path, "student", engines=2, window=4, fake={"latency": 0.1})) as pool:
         results = pool.run(Echo(("student",)), rows)
         counts = pool.pool.counts()
     assert [result[0] for result in results] == rows
@@ -205,6 +209,20 @@ def test_engines_grow_with_the_queue_and_shrink_when_idle(tmp_path: Path, monkey
             pool.pool.fleet.shrink("student")
         assert len(pool.pool.fleet.lives) == 1
     assert {"grown", "shrunk"} <= set(pool.events())
+
+
+def test_engines_tell_ray_what_they_do(tmp_path: Path) -> None:
+    """The cluster's own metrics endpoint, as Prometheus would scrape it; Ray reports there every ten seconds or so."""
+    port, text = ray.nodes()[0]["MetricsExportPort"], ""
+    with Pool(tmp_path, role(tmp_path, "student")) as pool:
+        pool.run(Echo(("student",)), [str(number) for number in range(50)])
+        limit = time.monotonic() + 60
+        while not re.search(r'shard_dist_calls_made{.*role="student".*} 50', text) and time.monotonic() < limit:
+            time.sleep(1)
+            pool.pool.fleet.refresh()
+            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+    assert re.search(r'shard_dist_calls_made{.*engine="student-0".*} 50', text)
+    assert "shard_dist_completion_tokens{" in text
 
 
 def test_an_engine_that_does_not_boot_says_why(tmp_path: Path) -> None:

@@ -222,6 +222,10 @@ def test_settings_of_the_user_win_over_ours() -> None:
     from shard_dist.engines.vllm_actor import engine_arguments
 
     spec = ModelConfig(model="m", engine_args={"enable_prefix_caching": False, "max_model_len": 9000, "seed": 3})
-    on_cpu, on_gpu = engine_arguments(spec, on_cpu=True), engine_arguments(spec, on_cpu=False)
+    on_cpu, on_gpu = (engine_arguments(spec, on_cpu=cpu, across_nodes=False) for cpu in (True, False))
     assert (on_gpu["enable_prefix_caching"], on_gpu["seed"], "enable_chunked_prefill" in on_gpu) == (False, 3, False)
     assert (on_cpu["enable_chunked_prefill"], on_cpu["max_num_batched_tokens"]) == (False, 9000)
+    # On one node vLLM's own processes share the GPUs that the actor holds; across nodes its Ray workers do.
+    spec.engine_args["tensor_parallel_size"] = 4
+    backends = [engine_arguments(spec, False, across)["distributed_executor_backend"] for across in (False, True)]
+    assert (on_gpu["distributed_executor_backend"], *backends) == (None, "mp", "ray")
