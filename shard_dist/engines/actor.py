@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import re
 import sys
 import traceback
@@ -86,8 +87,10 @@ class EngineActor:
 
         1.1 x its slots keep the batch full and the next calls at its door.
         """
-        log = self.role.logs / f"{self.life.rpartition('-')[0]}.log"
+        name = self.life.rpartition("-")[0]
+        log = self.role.logs / f"{name}.log"
         _redirect_output(log)
+        _use_private_caches(name)
         try:
             engine = make_engine(self.role.spec, self.across_nodes)
             await engine.health()
@@ -226,6 +229,13 @@ class _Gauges:
         }
         for name, value in values.items():
             self.gauges[name].set(value)
+
+
+def _use_private_caches(engine: str) -> None:
+    """Compilers' caches of this engine alone: many that write to one at the same time have crashed each other."""
+    directory = Path.home() / ".cache" / "shard_dist" / f"{platform.node()}-{engine}"
+    for variable in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        os.environ.setdefault(variable, str(directory / variable.split("_")[0].lower()))
 
 
 def _redirect_output(log: Path) -> None:

@@ -6,13 +6,11 @@ to the driver, which starts a new life. Nothing here waits: `tick` looks at what
 
 from __future__ import annotations
 
-import tempfile
 import time
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -162,8 +160,8 @@ class Fleet:
             return
         if life.node and life.node not in _alive():
             suspicious = False
-        self.telemetry.event(kind, life.name, why)
         self._end(life)
+        self.telemetry.event(kind, life.name, why)
         self.deaths.append(Death(life, kind, why, suspicious))
         self.barren[life.role.name] += 1
         if self.barren[life.role.name] > life.role.spec.max_deaths:
@@ -217,7 +215,6 @@ class Fleet:
         # Across nodes the GPUs belong to vLLM's own Ray workers, in the same group.
         across_nodes = len(placement.bundles) > 1
         gpus = 0 if across_nodes else placement.bundles[0].get("GPU", 0)
-        cache = Path(tempfile.gettempdir()) / "shard_dist_compiled" / name
         options: dict[str, Any] = {
             "num_cpus": spec.cpus,
             "num_gpus": gpus,
@@ -226,7 +223,7 @@ class Fleet:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
             ),
-            "runtime_env": {"env_vars": {**_private_caches(cache), **spec.env}},
+            "runtime_env": {"env_vars": {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false", **spec.env}},
         }
         actor: Any = ray.remote(**options)(EngineActor).remote(role, life, list(self.roles.values()), across_nodes)
         return Life(role, name, life, actor, group, attempt, grown, actor.boot.remote(), actor.where.remote())
@@ -355,14 +352,3 @@ def _get(ref: Any) -> Any:
         return ray.get(ref)
     except (RayActorError, RayTaskError):
         return None
-
-
-def _private_caches(directory: Path) -> dict[str, str]:
-    """Compilers' caches of this engine alone: engines that write to one at the same time have crashed each other."""
-    return {
-        "VLLM_NO_USAGE_STATS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_CACHE_ROOT": str(directory / "vllm"),
-        "TORCHINDUCTOR_CACHE_DIR": str(directory / "inductor"),
-        "TRITON_CACHE_DIR": str(directory / "triton"),
-    }

@@ -79,7 +79,6 @@ class RowQueue:
         self.blamed: dict[str, list[int]] = {}  # worker -> rows that its dead engine named
         self.cell = ""  # the worker that runs rows one by one, or runs dry to do so
         self.dropped: dict[str, list[int]] = {}
-        self.finished: set[int] = set()  # of rows that ran twice: the second end counts for nothing
         self.durations: deque[float] = deque(maxlen=1000)
         self.events: list[tuple[str, str, str]] = []
 
@@ -118,7 +117,7 @@ class RowQueue:
 
     def _end(self, worker: str, index: int, now: float) -> None:
         lease = self.out[worker].pop(index, None)
-        if lease is None or index in self.finished:
+        if lease is None:  # it was given up for dead or hedged, and ended elsewhere
             return
         self.done += 1
         self.durations.append(now - lease[1])
@@ -126,7 +125,6 @@ class RowQueue:
             if index in rows:  # it was hedged
                 del rows[index]
                 self.dropped[other].append(index)
-                self.finished.add(index)
 
     def _lease(self, worker: str, most: int) -> list[Lease]:
         if any(_alone(lease) for lease, _ in self.out[worker].values()):
