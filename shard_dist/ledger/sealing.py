@@ -20,18 +20,18 @@ from shard_dist.ledger.packs import PackInfo, PackWriter, tables_of
 class LineCounter:
     """The entries of a segment from `start` on, counting its lines while they pass; `size` is where they ended.
 
-    A line without a time (version 1) gets that of the file.
+    A line without a time (version 1) gets that of the file. Lines of our own are not decoded, which takes 20 us each.
     """
 
-    def __init__(self, path: Path, start: int = 0) -> None:
-        self.path, self.start, self.size = path, start, start
+    def __init__(self, path: Path, start: int = 0, own: bool = False) -> None:
+        self.path, self.start, self.size, self.own = path, start, start, own
         self.whole = self.torn = 0
 
     def __iter__(self) -> Iterator[Entry]:
         date = int(self.path.stat().st_mtime)
         for offset, line in scan(self.path, self.start):
             self.size = offset + len(line)
-            entry = parse(line)
+            entry = parse(line, trusted=self.own)
             if entry is None:
                 self.torn += 1
             else:
@@ -55,7 +55,7 @@ def publish_pack(location: Location, name: str, write: Callable[[PackWriter], Pa
     return load_pack(target)
 
 
-def seal(location: Location, segment: Path) -> Pack:
+def seal(location: Location, segment: Path, own: bool = False) -> Pack:
     """Write a segment's pack, let it take the segment's place, and remove the segment; a kill in between loses nothing.
 
     The pack's name follows from the segment's, so two that seal the same one make one pack. Raises Vanished where the
@@ -63,7 +63,7 @@ def seal(location: Location, segment: Path) -> Pack:
     """
 
     def write(writer: PackWriter) -> PackInfo:
-        lines = LineCounter(segment)
+        lines = LineCounter(segment, own=own)
         try:
             for table in tables_of(lines):
                 writer.write(table)

@@ -1,7 +1,7 @@
 """The ledger: every finished call, appended as soon as it is finished. The only durable truth of generation.
 
 Many writers share one place without locks, on a local disk, on NFS or behind a URL: every file has one writer and a
-name of its own. A writer appends lines to its segment; a segment of 16 MiB, and the last one at close, is sealed as a
+name of its own. A writer appends lines to its segment; a segment of a GiB, and the last one at close, is sealed as a
 pack (`sealing.py`). Compaction (`compact.py`) merges packs. What a pack replaces is removed after the pack stands, so a
 reader that finds a file gone looks for the packs that came since.
 
@@ -29,7 +29,8 @@ from shard_dist.ledger.packs import KEY, Packs
 from shard_dist.ledger.sealing import adopt, seal
 from shard_dist.records import Call, Completion
 
-SEAL_BYTES, UPLOAD_BYTES = 16 << 20, 8 << 20
+# Sealing takes 8 us a line and the interpreter from the event loop beside it: rarely while engines run, then at close.
+SEAL_BYTES, UPLOAD_BYTES = 1 << 30, 8 << 20
 UPLOAD_SECONDS = 10.0
 # The compactor takes segments of others that were not written for an hour, so a writer that paused starts a new one.
 PAUSE_SECONDS = 600.0
@@ -244,7 +245,7 @@ class Ledger:
             self._own = None
         for own in waiting:
             self._sealer = self._sealer or ThreadPoolExecutor(1, "seal")
-            self._sealing.append((own, self._sealer.submit(seal, self.location, own.segment.path)))
+            self._sealing.append((own, self._sealer.submit(seal, self.location, own.segment.path, True)))
 
     def _collect(self) -> None:
         """Answer from the packs that the sealer has made."""

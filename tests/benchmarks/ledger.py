@@ -2,7 +2,7 @@
 
     python tests/benchmarks/ledger.py [--entries 1000000] [--out build/bench/ledger.json] [--dir DIRECTORY]
 
-The packs are made first, 16 MiB of lines at a time as engines make them; opening is measured in a process of its own.
+The packs are made first, 16 MiB of lines each; opening is measured in a process of its own.
 """
 
 from __future__ import annotations
