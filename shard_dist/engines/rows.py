@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-# Decoded row groups that a reader keeps: leases are near each other, so a few serve.
-GROUPS_KEPT = 4
+# Row groups that a reader keeps: what the queue looks ahead (16 of 1,024 rows) and hands out category by category.
+GROUPS_KEPT = 20
 BLOCK = 16_384  # rows looked at together where all are looked at
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import statistics
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ class Interrupted(Exception):
     pass
 
 
-def interrupted(pool: EnginePool, rows: int, home: Path, most: float) -> None:
-    """Run until that share of the rows is done, and go away without a word."""
+def interrupted(pool: EnginePool, rows: int, home: Path, most: float) -> float:
+    """Run until that share of the rows is done, and go away without a word; when that was."""
 
     def progress(done: int) -> None:
         if done >= most * rows:
@@ -36,17 +37,22 @@ def interrupted(pool: EnginePool, rows: int, home: Path, most: float) -> None:
 
     with suppress(Interrupted):
         pool.run(Stamped(OneCall()), prompt_table(home / "prompts.parquet"), HOME, home / "spool", progress)
+    return time.monotonic()
 
 
-def rates(home: Path) -> tuple[float, list[float]]:
-    """Rows per second from the first row's beginning to the last row's end, and of every tenth of the rows' ends."""
+def rates(home: Path, until: float) -> tuple[float, list[float]]:
+    """Rows per second from the first row's beginning to the last row's end, and of every tenth of the rows' ends.
+
+    Rows that end while the engines shut down are left out.
+    """
     first, ends = math.inf, []
     for path in (home / "spool").glob("*.jsonl"):
         with path.open(encoding="utf-8") as stream:
             for line in stream:
                 _, (begin, end, _) = json.loads(line)
                 first = min(first, begin)
-                ends.append(end)
+                if end <= until:
+                    ends.append(end)
     marks = np.quantile([first, *ends], np.linspace(0, 1, 11))
     return len(ends) / (marks[-1] - marks[0]), [len(ends) / 10 / seconds for seconds in np.diff(marks)]
 
@@ -55,8 +61,8 @@ def one_size(home: Path, rows: int, most: float = 1.0) -> dict[str, Any]:
     home.mkdir()
     write_prompts(home / "prompts.parquet", rows)
     with PeakMemory() as memory, fake_pool(home, FAKE, ENGINES) as pool:
-        interrupted(pool, rows, home, most)
-    whole, tenths = rates(home)
+        until = interrupted(pool, rows, home, most)
+    whole, tenths = rates(home, until)
     return {
         "rows": rows,
         "rows_per_second": whole,

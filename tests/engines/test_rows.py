@@ -69,7 +69,7 @@ def test_rows_travel_without_what_they_have_open(tmp_path: Path) -> None:
 def test_memory_holds_few_row_groups(tmp_path: Path) -> None:
     rows = TableRows((table(tmp_path / "t", ["train"] * 100, 2),), name_of, "category", "text")
     rows.read(range(100))
-    assert len(rows.table.kept) == 4
+    assert len(rows.table.kept) == 20
 
 
 def test_a_list_is_rows_too() -> None:
