@@ -38,8 +38,8 @@ def run_local(
     missing: Sequence[int],
     roles: Sequence[Role],
     save: Callable[[int, Any], None],
-) -> Counters:
-    """Run the rows at `missing` in order, up to the first that needs an engine; the calls that the ledger answered."""
+) -> tuple[int, Counters]:
+    """Run the rows at `missing` in order, up to the first that needs an engine: how many, and the calls behind them."""
     if not roles or not missing:
         return asyncio.run(_run(program, rows, missing, {}, {}, save))
     with closing(Ledger(roles[0].ledger)) as ledger:
@@ -55,8 +55,8 @@ async def _run(
     backends: dict[str, Backend],
     identities: dict[str, ModelIdentity],
     save: Callable[[int, Any], None],
-) -> Counters:
-    counters = Counters()
+) -> tuple[int, Counters]:
+    counters, done = Counters(), 0
     for start in range(0, len(missing), BLOCK):
         indices = missing[start : start + BLOCK]
         for index, row in zip(indices, rows.read(indices), strict=True):
@@ -64,8 +64,9 @@ async def _run(
             try:
                 save(index, await program(row, ask))
             except NotInLedger:
-                return counters
+                return done, counters
+            done += 1
             # Of finished rows only: an engine counts the calls of the others.
             answered = sum(len(keys) for keys in ask.calls.values())
             counters.add(Counters(calls=answered, hits=answered))
-    return counters
+    return done, counters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -84,7 +84,8 @@ class Engines:
     def __init__(self, run: Run, stage: str, roles: Sequence[Role], home: str, progress: Progress) -> None:
         self.cluster, self.roles, self.home, self.progress = run.config.cluster, roles, home, progress
         self.spool = run.spool(stage)
-        self.telemetry = Telemetry(run / "engines.jsonl", stage)
+        self.open = ExitStack()
+        self.telemetry = self.open.enter_context(closing(Telemetry(run / "engines.jsonl", stage)))
         for location in {role.ledger for role in roles}:
             check_ledger(location)
         self.pool: EnginePool | None = None
@@ -106,8 +107,9 @@ class Engines:
             def save(index: int, result: Any) -> None:
                 writer.append(index, encode(result))
 
-            self.answered.add(run_local(program, rows, missing, self.roles, save))
-        if len(Spool(directory, total).missing):
+            done, answered = run_local(program, rows, missing, self.roles, save)
+        self.answered.add(answered)
+        if done < len(missing):
             pool = self._started()
             if empty is not None:
                 pool.check(program, empty)
@@ -127,7 +129,7 @@ class Engines:
             names = ", ".join(f"{role.name} ({role.spec.backend}: {role.spec.model})" for role in self.roles)
             self.progress.note(f"starting engines: {names}")
             join(self.cluster)
-            self.pool = EnginePool(self.roles, self.cluster, self.telemetry).__enter__()
+            self.pool = self.open.enter_context(EnginePool(self.roles, self.cluster, self.telemetry))
             for line in self.pool.fleet.plan.lines():
                 self.progress.note(line)
         return self.pool
@@ -151,6 +153,4 @@ class Engines:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self.pool is not None:
-            self.pool.__exit__(*exc)
-        self.telemetry.close()
+        self.open.close()

@@ -221,9 +221,9 @@ def test_rows_that_the_ledger_knows_need_no_engine(tmp_path: Path) -> None:
     expected = asyncio.run(drive(Chain(), [0, 1], made, 4))
     made.ledger.close()
     results: dict[int, Any] = {}
-    counters = run_local(Chain(), ListRows([0, 1, 2]), [0, 1, 2], [role], results.__setitem__)
+    done, counters = run_local(Chain(), ListRows([0, 1, 2]), [0, 1, 2], [role], results.__setitem__)
     assert [results[0], results[1]] == expected
-    assert len(results) == 2
+    assert done == len(results) == 2
     assert (counters.calls, counters.hits, counters.made) == (6, 6, 0)
 
 
