@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,9 @@ def run_stage(run: Run, stage: Stage, progress: Any) -> bool:
         **git_state(),
     }
     artefacts.write_json(run / f"{stage.name}.json", manifest)
-    shutil.rmtree(run.spool(stage.name), ignore_errors=True)
+    shutil.rmtree(run.spool(stage.name))
+    with suppress(OSError):  # another stage's rows may lie beside
+        run.spool(stage.name).parent.rmdir()
     progress.finished(stage.name, counts, seconds)
     return True
 

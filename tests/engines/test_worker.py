@@ -203,7 +203,7 @@ def test_a_row_that_is_given_back_keeps_its_answers_and_asks_no_more(tmp_path: P
     queue = Greedy(ListRows(rows), np.arange(20))
     results = asyncio.run(drive(Chain(), rows, backend, 16, queue))
     assert [row for row, _ in results] == rows
-    assert Ledger(tmp_path).stats.lines == backend.counters.made == 60
+    assert Ledger(tmp_path).stats.lines == backend.counters.made == backend.counters.calls == 60
 
 
 def test_a_quarantined_row_asks_no_engine_and_says_why(tmp_path: Path) -> None:
