@@ -36,7 +36,8 @@ class Run:
     @property
     def ledger(self) -> str:
         """Where finished calls are kept: a directory or a URL."""
-        return self.config.run.ledger or str(self / "ledger")
+        place = self.config.run.ledger or str(self / "ledger")
+        return place if "://" in place else str(Path(place).absolute())
 
     def spool(self, stage: str) -> Path:
         """Where the rows of an unfinished stage lie."""
@@ -72,7 +73,7 @@ def open_run(config: Config) -> Run:
     Raises ValueError where it belongs to another configuration (the settings that differ are named), unless
     run.on_change is `redo`.
     """
-    run = Run(config, Path(config.run.dir))
+    run = Run(config, Path(config.run.dir).absolute())  # engines on other nodes have another working directory
     mine = identity(config)
     marker = run / "run.json"
     if marker.is_file():

@@ -92,7 +92,8 @@ class Templates:
         self.environment.filters["fenced"] = fenced
 
     def __reduce__(self) -> tuple[type[Templates], tuple[str]]:
-        return Templates, (self.name,)  # a Jinja environment does not travel; its name does
+        # A Jinja environment does not travel, its name does; a directory by its whole path.
+        return Templates, (str(Path(self.name).absolute()) if Path(self.name).is_dir() else self.name,)
 
     def check(self, steps: Iterable[str]) -> None:
         """Raise ValueError for the first template of `steps` that is missing, does not compile or names an unknown.

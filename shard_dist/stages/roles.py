@@ -61,6 +61,10 @@ def identify(spec: ModelConfig) -> ModelIdentity:
 
 def role_of(run: Run, name: str) -> Role:
     spec = run.config.models[name]
+    # Engines on other nodes have another working directory.
+    places = {"model": spec.model, "tokenizer": spec.tokenizer}
+    local = {kind: str(Path(place).absolute()) for kind, place in places.items() if place and Path(place).is_dir()}
+    spec = replace(spec, **local)
     return Role(name, spec, identify(spec), run.ledger, run / "logs")
 
 

@@ -103,7 +103,7 @@ def config(root: Path, rows: int) -> Path:
     lines = ["id,text,category", *(f"{n},How do I mend thing number {n}?,kind {n % 4}" for n in range(rows))]
     (root / "prompts.csv").write_text("\n".join(lines) + "\n")
     columns = {name: name for name in ("id", "text", "category")}
-    source = {"kind": "table", "name": "t", "path": str(root / "prompts.csv"), "columns": columns}
+    source = {"kind": "table", "name": "t", "path": "prompts.csv", "columns": columns}
     fake = {"latency": 0.2, "slots": 8}
     tree = {
         "data": {"sources": [source]},
@@ -123,13 +123,15 @@ def events(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_over_three_nodes_survives_the_loss_of_one(nodes: Nodes, tmp_path: Path) -> None:
+    """Paths are relative to the driver's working directory, which is not that of the nodes."""
     run, path = tmp_path / "run", config(tmp_path, 600)
-    words = [f"run.dir={run}", f"cluster.address={nodes.address(0)}:6379"]
+    words = ["run.dir=run", f"cluster.address={nodes.address(0)}:6379"]
     cli = [sys.executable, "-c", "from shard_dist.cli import main; main()"]
     environment = nodes.environment
-    subprocess.run([*cli, "prompts", str(path), *words], env=environment, check=True, capture_output=True)
+    subprocess.run([*cli, "prompts", str(path), *words], cwd=tmp_path, env=environment, check=True, capture_output=True)
     with subprocess.Popen(
         nodes.command(0, *cli, "generate", str(path), *words),
+        cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

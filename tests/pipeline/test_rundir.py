@@ -127,3 +127,14 @@ def test_a_model_is_known_by_content_not_by_path_or_date(tmp_path: Path) -> None
     assert model_hash(one) == model_hash(two)
     (two / "model.safetensors").write_bytes(b"weighty")
     assert model_hash(one) != model_hash(two)
+
+
+def test_a_run_knows_its_whole_path_wherever_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines on other nodes have another working directory."""
+    monkeypatch.chdir(tmp_path)
+    settings = config(tmp_path, "run.ledger=shared")
+    settings.run.dir = "run"
+    run = open_run(settings)
+    assert (run.path, run.ledger) == (tmp_path / "run", str(tmp_path / "shared"))
+    settings.run.ledger = "memory://shared"
+    assert run.ledger == "memory://shared"

@@ -1,6 +1,8 @@
 """The template set `shard`: it renders, it fences what is hostile, and its rows share their prefixes."""
 
+import pickle
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -160,3 +162,15 @@ def test_a_template_set_of_ones_own_is_a_directory(tmp_path):
 def test_an_unknown_template_set_names_the_shipped_ones():
     with pytest.raises(ValueError, match=r"no template set 'shrd'; shipped sets: \['shard', 'toy'\]"):
         Templates("shrd")
+
+
+def test_a_set_of_ones_own_travels_to_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "rewrite.user.j2").write_text("Rewrite {{ prompt }}")
+    monkeypatch.chdir(tmp_path)
+    packed = pickle.dumps(Templates("mine"))
+    monkeypatch.chdir("/")
+    assert pickle.loads(packed).messages("rewrite", prompt="this")[-1]["content"] == "Rewrite this"
+    assert pickle.loads(pickle.dumps(Templates("toy"))).name == "toy"
