@@ -61,11 +61,13 @@ def identify(spec: ModelConfig) -> ModelIdentity:
 
 def role_of(run: Run, name: str) -> Role:
     spec = run.config.models[name]
-    # Engines on other nodes have another working directory.
-    places = {"model": spec.model, "tokenizer": spec.tokenizer}
-    local = {kind: str(Path(place).absolute()) for kind, place in places.items() if place and Path(place).is_dir()}
-    spec = replace(spec, **local)
+    spec = replace(spec, model=_whole(spec.model), tokenizer=_whole(spec.tokenizer))
     return Role(name, spec, identify(spec), run.ledger, run / "logs")
+
+
+def _whole(place: str) -> str:
+    """A directory by its whole path, since engines on other nodes have another working directory; hub ids stay."""
+    return str(Path(place).absolute()) if place and Path(place).is_dir() else place
 
 
 def tuned_role(run: Run) -> Role:

@@ -164,9 +164,7 @@ def test_an_unknown_template_set_names_the_shipped_ones():
         Templates("shrd")
 
 
-def test_a_set_of_ones_own_travels_to_another_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_of_ones_own_travels_to_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "rewrite.user.j2").write_text("Rewrite {{ prompt }}")
     monkeypatch.chdir(tmp_path)
