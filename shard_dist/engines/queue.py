@@ -8,7 +8,8 @@ have so far; in the last per cent, rows that take far too long are run a second 
 Faults. An engine that dies by itself may have died of a row. One that can still tell names the rows whose calls it had:
 that counts one death for each. One whose process is gone names nobody: every row that was out becomes a suspect, and
 its next death counts. Suspects come back in small company; after two deaths a row runs alone in an engine, which
-narrows the blame to it; the third is the last: its program runs once more with every new call refused.
+narrows the blame to it; the third is the last: its program runs once more with every new call refused. A process that
+went without a word may have been killed from outside even then, so it takes one death more to convict a row by those.
 """
 
 from __future__ import annotations
@@ -225,7 +226,7 @@ class RowQueue:
             accused = suspicious and (blamed is None or index in blamed)
             deaths = lease.deaths + (accused and (lease.suspect or blamed is not None))
             refused = lease.refused
-            if deaths >= DEATHS and not refused:
+            if accused and deaths >= DEATHS + (blamed is None) and not refused:
                 refused = f"{deaths} engines died with this row at work; the last: {why}"
                 self.events.append(("quarantined", worker, f"row {index}: {refused}"))
             self.returned.append(Lease(index, lease.suspect or accused, deaths, lease.known, refused, again=True))

@@ -126,7 +126,7 @@ def test_a_row_far_too_late_at_the_end_is_run_twice_and_counted_once() -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_poison_row_is_found_and_no_other_is_refused(named: bool) -> None:
-    """An engine dies whenever it has row 17; it takes three deaths if it can name its rows, four if it just goes."""
+    """An engine dies whenever it has row 17; it takes three deaths if it can name its rows, five if it just goes."""
     queue = queue_of([("", 0)] * 100)
     deaths, life, refused = 0, 0, []
     while queue.done < 100:
@@ -144,8 +144,22 @@ def test_a_poison_row_is_found_and_no_other_is_refused(named: bool) -> None:
                     queue.blame(worker, [*[lease.index for lease in mine][:8], 17])
                 queue.leave(worker, True, "boom")
                 break
-    assert (deaths, refused) == (DEATHS + (not named), [17])
+    assert (deaths, refused) == (DEATHS if named else DEATHS + 2, [17])
     assert [kind for kind, *_ in queue.status().events] == ["quarantined"]
+
+
+def test_two_kills_and_a_poisoned_neighbour_convict_no_row() -> None:
+    """A row that sat beside a poison row once, and whose engine was then killed twice, the last time alone."""
+    queue = queue_of([("", 0)] * 20)
+    for life, named in enumerate((True, False, False)):
+        queue.join(f"w{life}", 16)
+        out = [lease.index for lease in queue.exchange(f"w{life}", [], [], 16).leases]
+        if named:
+            queue.blame(f"w{life}", out[:2])
+        else:
+            assert out[0] in (0, 1)
+        queue.leave(f"w{life}", True, "gone")
+    assert not queue.status().events
 
 
 def test_deaths_from_outside_accuse_no_row() -> None:
