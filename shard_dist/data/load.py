@@ -172,7 +172,7 @@ def write_prompts(path: Path, prompts: list[Prompt]) -> None:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    return [Prompt(**row) for row in read_rows(path)]
+    return [prompt_of(row) for row in read_rows(path)]
 
 
 def prompt_of(row: dict[str, Any]) -> Prompt:

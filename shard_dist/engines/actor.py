@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,10 @@ class EngineActor:
     async def work(self, queue: Any, job: Job) -> None:
         """Pull rows from the queue and run their programs until all rows are done. Raises EngineDied."""
         backends: dict[str, worker.Backend] = {self.role.name: self._engine, **self.others}
-        writer = SpoolWriter(job.spool, self.life)
+        files = ExitStack()
+        writer = files.enter_context(closing(SpoolWriter(job.spool, self.life)))
         if job.absent:
-            notes = SpoolWriter(job.absent, self.life)
+            notes = files.enter_context(closing(SpoolWriter(job.absent, self.life)))
             backends |= {name: AbsentBackend(self._engine.ledger, job.refusals, notes) for name in self.others}
 
         async def exchange(finished: list[int], returned: list[Lease], room: int) -> Reply:
@@ -149,7 +151,7 @@ class EngineActor:
             await queue.blame.remote(self.life, self._engine.blamed or [])
             raise
         finally:
-            writer.close()
+            files.close()
 
     async def complete_many(self, batch: list[tuple[str, Call, int]]) -> AsyncIterator[list[tuple[int, Any]]]:
         """(number in the batch, Completion or CallRefused), as they are ready. Raises EngineDied."""

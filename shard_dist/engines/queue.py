@@ -54,11 +54,10 @@ class Reply:
 
 @dataclass
 class Status:
-    """For the driver: rows done, waiting, out at engines; events (kind, worker, detail) since the last look."""
+    """For the driver: rows done and waiting; events (kind, worker, detail) since the last look."""
 
     done: int
     waiting: int
-    out: dict[str, int]
     events: list[tuple[str, str, str]]
 
 
@@ -112,7 +111,9 @@ class RowQueue:
         if not self.out[worker] and self.cell == worker:
             self.cell = ""
         if room and not leases and self.done < self.total:
-            leases = self._hedge(worker, now) or self._ask_the_fullest(worker)
+            leases = self._hedge(worker, now)
+            if not leases:
+                self._ask_the_fullest(worker)
         drop, self.dropped[worker] = self.dropped[worker], []
         return Reply(leases, self.asked.pop(worker, 0), drop, self.done == self.total)
 
@@ -201,12 +202,11 @@ class RowQueue:
                     return [copy]
         return []
 
-    def _ask_the_fullest(self, worker: str) -> list[Lease]:
+    def _ask_the_fullest(self, worker: str) -> None:
         victim = max(self.out, key=lambda name: len(self.out[name]))
         surplus = len(self.out[victim]) - len(self.out[worker])
         if victim != worker and not self.waiting and surplus > 1:
             self.asked[victim] = surplus // 2
-        return []
 
     def blame(self, worker: str, indices: list[int]) -> None:
         """The worker's engine died with calls of these rows inside."""
@@ -233,7 +233,7 @@ class RowQueue:
 
     def status(self) -> Status:
         events, self.events = self.events, []
-        return Status(self.done, self.waiting, {name: len(rows) for name, rows in self.out.items()}, events)
+        return Status(self.done, self.waiting, events)
 
 
 def _alone(lease: Lease) -> bool:

@@ -266,7 +266,7 @@ class Worker:
 
     def _start(self, leases: list[Lease]) -> None:
         for lease, row in zip(leases, self.read([lease.index for lease in leases]), strict=True):
-            state = RowState(lease.index, dict(lease.known), len(lease.known), 0, lease.refused)
+            state = RowState(lease.index, dict(lease.known), depth=len(lease.known), refused=lease.refused)
             task = asyncio.ensure_future(self.program(row, self.new_ask(state)))
             self.running[lease.index] = (task, lease, state)
             task.add_done_callback(partial(self._ended, lease.index))
