@@ -50,12 +50,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> None:
-    """Rows to Parquet as they come, a row group at a time. A table of no rows has its columns too."""
+def write_rows(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> int:
+    """Rows to Parquet as they come, a row group at a time; how many. A table of no rows has its columns too."""
+    written = 0
     with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         remaining = iter(rows)
         while group := list(islice(remaining, ROW_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            written += len(group)
+    return written
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

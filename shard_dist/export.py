@@ -18,6 +18,7 @@ from shard_dist.artefacts import read_json, stream_rows
 from shard_dist.data.card import Facts, Usage, dataset_card
 from shard_dist.data.interchange import OWN, Placed, known, read_placed, write_placed
 from shard_dist.data.jsonl import write_objects
+from shard_dist.data.mix import KEPT, OF_FILES
 from shard_dist.ledger.catalogue import catalogue
 from shard_dist.ledger.location import locate
 from shard_dist.ledger.queries import entries, ledger_of
@@ -27,6 +28,7 @@ Row = dict[str, Any]
 
 SPLITS = ("train", "val")
 NEEDED = ("run.json", "config.yaml", "generate.json", "select.json", "selection.json", "decisions.parquet", RECORDS)
+FROM_FILE = {"category": "", "recipe": "", "language": "", "calls": "{}"}
 VERDICTS = ("reason", "on_topic", "helpfulness", "harm", "helpfulness_reason", "harm_reason")
 
 
@@ -86,11 +88,15 @@ def export_examples(run: Path, out: Path, format: str, split: str = "") -> dict[
 def traced(run: Path, split: str) -> Iterator[tuple[Placed, tuple[Row, Row]]]:
     """A split's examples in their order, each with its record and the decision about it, all streamed.
 
-    Raises ValueError for an example whose record does not follow in the order of the records.
+    Those of files come last and have neither. Raises ValueError for an example whose record does not follow in the
+    order of the records.
     """
     pairs = zip(stream_rows(run / RECORDS), stream_rows(run / "decisions.parquet"), strict=True)
     pair: tuple[Row, Row] = ({}, {})
     for where, example in read_placed(run / "examples" / f"{split}.parquet", OWN):
+        if example.dataset.startswith(OF_FILES):
+            yield (where, example), ({**FROM_FILE, "dataset": example.dataset}, {"reason": KEPT})
+            continue
         key = (example.dataset, example.id)
         while (pair[0].get("dataset"), pair[0].get("id")) != key:
             try:
@@ -112,7 +118,7 @@ def origins_of(run: Path, split: str, tally: Tally) -> Iterator[Row]:
             "recipe": record["recipe"],
             "calls": json.loads(record["calls"]) | json.loads(decision.get("calls") or "{}"),
             "judge": judge,
-            **{name: decision[name] for name in VERDICTS},
+            **{name: decision.get(name, "") for name in VERDICTS},
         }
         tally.add(origin, example.objective, record["language"])
         yield origin

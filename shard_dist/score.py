@@ -85,7 +85,7 @@ def choose(name: str, role: str = "", file: Path | None = None, overrides: Seque
             )
     from shard_dist.stages.judges import judge_of
 
-    judge, identity = judge_of(config, settings)
+    judge, identity = judge_of(config, config.evaluate, settings)
     return Chosen(judge, identity, config, settings.role)
 
 

@@ -68,6 +68,7 @@ def check(config: Config) -> None:
     check_evaluate(config)
     _check_templates(config)
     _check_roles(config)
+    _require(config.recipe.rounds >= 1, "recipe.rounds", config.recipe.rounds, "at least 1")
     _check_models(config)
     _check_cluster(config)
     _check_train(config.train)
@@ -81,7 +82,7 @@ def check(config: Config) -> None:
 def check_judging(config: Config) -> None:
     """The same for a configuration of judges alone, which has neither data nor a student."""
     check_evaluate(config)
-    Templates(config.recipe.templates).check(steps(config.evaluate))
+    Templates(config.recipe.templates).check(steps(config.evaluate.raters))
     _check_models(config)
     _check_cluster(config)
 
@@ -114,24 +115,32 @@ def _check_source(where: str, source: SourceConfig) -> None:
 
 
 def _check_templates(config: Config) -> None:
-    asked = ["rewrite", "reframe", *(["guidelines"] if config.recipe.guidelines else []), *steps(config.evaluate)]
+    asked = steps([*config.evaluate.raters, *config.select.raters])
     if JudgeKind.llm in (config.select.judge, config.evaluate.judge):
         asked += ["judge_helpfulness", "judge_harm", "judge_topic"]
     Templates(config.recipe.templates).check(asked)
 
 
-def _check_roles(config: Config) -> None:
-    needed = {**roles(config.evaluate), "student": "every run trains it", config.recipe.generator: "recipe.generator"}
+def roles_needed(config: Config) -> dict[str, str]:
+    """Role -> why it is needed; a recipe may ask further ones."""
+    needed = {**roles(config), "student": "every run trains it", config.recipe.generator: "recipe.generator"}
     for stage, settings in (("select", config.select), ("evaluate", config.evaluate)):
         if settings.judge == JudgeKind.llm:
             needed[settings.judge_role] = f"{stage}.judge_role"
-    for role, reason in needed.items():
+    return needed
+
+
+def _check_roles(config: Config) -> None:
+    for role, reason in roles_needed(config).items():
         if role not in config.models:
             raise ValueError(f"models.{role} is missing ({reason}); models has {sorted(config.models)}")
     if config.models["student"].backend == Backend.http:
         raise ValueError("models.student.backend: a model behind http cannot be trained; use vllm with its weights")
-    for role in sorted(set(config.models) - set(needed)):
-        warnings.warn(f"models.{role} is used by nothing", stacklevel=3)
+    for name in config.evaluate.contexts:
+        if name not in ("base", "tuned", *config.evaluate.arms):
+            raise ValueError(
+                f"evaluate.contexts: no arm {name!r}; there are base, tuned, {', '.join(config.evaluate.arms)}"
+            )
 
 
 def _check_models(config: Config) -> None:

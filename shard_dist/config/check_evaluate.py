@@ -1,16 +1,18 @@
-"""Contradictions between the settings of evaluation, found before anything starts."""
+"""Contradictions between the settings of evaluation and of judges, found before anything starts."""
 
 from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from shard_dist.config.schema import Backend, Config, EvaluateConfig, RaterConfig, RaterKind
+from shard_dist.config.schema import Backend, Config, RaterConfig, RaterKind
 
 OWN_ARMS = ("base", "tuned", "differences", "documents")  # the last two have places of their own in metrics.json
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # names of arms and judges become names of files and of metrics
+WORD_RULES = (RaterKind.rule_helpfulness, RaterKind.rule_harm)
 GUARDS_WITH_THRESHOLD = (RaterKind.llama_guard, RaterKind.shieldgemma)
 # Those that are asked by templates of the set.
 RUBRICS = (
@@ -22,16 +24,21 @@ RUBRICS = (
 )
 
 
-def roles(evaluate: EvaluateConfig) -> dict[str, str]:
-    """Role -> the setting that needs it."""
-    arms = {role: f"evaluate.arms.{name}" for name, role in evaluate.arms.items()}
-    raters = {rater.role: f"evaluate.raters[{index}].role" for index, rater in enumerate(evaluate.raters)}
+def roles(config: Config) -> dict[str, str]:
+    """Role -> the setting that needs it, of arms and judges of single answers."""
+    arms = {role: f"evaluate.arms.{name}" for name, role in config.evaluate.arms.items()}
+    raters = {
+        rater.role: f"{stage}.raters[{index}].role"
+        for stage, given in (("evaluate", config.evaluate.raters), ("select", config.select.raters))
+        for index, rater in enumerate(given)
+        if rater.role
+    }
     return {**arms, **raters}
 
 
-def steps(evaluate: EvaluateConfig) -> list[str]:
-    """Templates that the raters need."""
-    return [f"rate_{rater.kind}" for rater in evaluate.raters if rater.kind in RUBRICS]
+def steps(raters: Iterable[RaterConfig]) -> list[str]:
+    """Templates that they need."""
+    return [f"rate_{rater.kind}" for rater in raters if rater.kind in RUBRICS]
 
 
 def check_evaluate(config: Config) -> None:
@@ -42,24 +49,31 @@ def check_evaluate(config: Config) -> None:
         if name in OWN_ARMS or not NAME.fullmatch(name):
             taken = ", ".join(OWN_ARMS)
             raise ValueError(f"evaluate.arms: {name!r} cannot name an arm; letters, digits, _ . - and not {taken}")
-    for index, rater in enumerate(evaluate.raters):
-        _check_rater(f"evaluate.raters[{index}]", rater)
-    names = ["refusal", *(rater.name or str(rater.kind) for rater in evaluate.raters)]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"evaluate.raters: two judges are called {name!r}; give one another `name`")
-        if not NAME.fullmatch(name):
-            raise ValueError(f"evaluate.raters: {name!r} cannot be a judge's name; letters, digits, _ . - only")
+    _check_raters("evaluate.raters", evaluate.raters)
+    _check_raters("select.raters", config.select.raters)
     for path in evaluate.agreement:
         if not Path(path).is_file():
             raise ValueError(f"evaluate.agreement: no file {path!r}; `shard-dist judge-bench FILE --out` makes one")
     _check_capability(config)
 
 
+def _check_raters(where: str, raters: list[RaterConfig]) -> None:
+    for index, rater in enumerate(raters):
+        _check_rater(f"{where}[{index}]", rater)
+    names = ["refusal", *(rater.name or str(rater.kind) for rater in raters)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{where}: two judges are called {name!r}; give one another `name`")
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{where}: {name!r} cannot be a judge's name; letters, digits, _ . - only")
+
+
 def _check_rater(where: str, rater: RaterConfig) -> None:
     if rater.kind == RaterKind.refusal:
         raise ValueError(f"{where}: the refusal rules judge every answer anyway; drop this entry")
-    if not rater.role:
+    if rater.kind in WORD_RULES and rater.role:
+        raise ValueError(f"{where}.role: {rater.kind} is no model; drop the role")
+    if rater.kind not in WORD_RULES and not rater.role:
         raise ValueError(f"{where}.role: {rater.kind} is a model; name its role of `models`")
     if rater.version not in ("", "1", "2", "3", "4"):
         raise ValueError(f"{where}.version is {rater.version!r}; 1, 2, 3 or 4")

@@ -179,6 +179,15 @@ def _nested(current: Any, parts: list[str | int], value: Any, word: str) -> Any:
     return [*current[:head], new, *current[head + 1 :]]
 
 
+def typed(values: dict[str, Any], kind: type, where: str) -> Any:
+    """An instance of the dataclass `kind` with `values` over its defaults. Raises ValueError that names `where`."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    except OmegaConfBaseException as error:
+        known = ", ".join(item.name for item in fields(kind))
+        raise ValueError(f"{where}.{error.full_key or error.key}: {_first_line(error)}; there are: {known}") from error
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 

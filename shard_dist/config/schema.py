@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from shard_dist.config.training import TrainConfig
+from shard_dist.records import Sampling
 
 
 class SourceKind(StrEnum):
@@ -44,6 +45,15 @@ class RaterKind(StrEnum):
     wildguard = "wildguard"
     harmbench = "harmbench"
     reward = "reward"
+    rule_helpfulness = "rule_helpfulness"
+    rule_harm = "rule_harm"
+
+
+class Objective(StrEnum):
+    own = "own"
+    sft = "sft"
+    dpo = "dpo"
+    derta = "derta"
 
 
 class OnChange(StrEnum):
@@ -109,6 +119,8 @@ class SplitConfig:
     """Share of prompts for validation."""
     test: float = 0.2
     """Share of prompts for the test set, which is never generated for or trained on."""
+    seed: int | None = None
+    """Decides the split instead of run.seed: runs with several seeds then share their test set."""
 
 
 @dataclass
@@ -219,11 +231,28 @@ class SamplingConfig:
     n: int = 1
     """Samples per request."""
 
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.max_tokens, self.n)
+
+
+@dataclass
+class MixConfig:
+    path: str = MISSING
+    """A file of examples that people or other tools made."""
+    format: str = "trl"
+    """Its format, as `shard-dist examples` names them: shard, trl, open_instruct, alpaca, sharegpt or derta."""
+    limit: int = 0
+    """How many of its examples are drawn, by run.seed; 0: all."""
+    objective: Objective = Objective.own
+    """sft, dpo or derta instead of the file's own: pairs may serve any of the three."""
+
 
 @dataclass
 class RecipeConfig:
     name: str = "shard"
-    """Which recipe."""
+    """Which recipe: a module of shard_dist/recipes."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The recipe's own settings, by the names in its class Options."""
     generator: str = "student"
     """Role of `models` that writes rewrites and reframed answers: student is self-distillation."""
     templates: str = "shard"
@@ -238,6 +267,13 @@ class RecipeConfig:
     """The rewrite; its JSON must end within max_tokens."""
     answer_sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Draft and reframed answer, and every arm's answers in evaluation."""
+    mix: list[MixConfig] = field(default_factory=list)
+    """Examples from files that are trained on beside the recipe's own."""
+    rounds: int = 1
+    """Generate, select and train this often, each time with the model of the round before."""
+    min_gain: float | None = 0.0
+    """Rounds end where the new model's net wins in helpfulness over the one before, as a share of the validation
+    prompts by the judge of `select`, are not above this, or its answers are more harmful; null: all rounds are run."""
 
 
 @dataclass
@@ -256,12 +292,14 @@ class JudgingConfig:
 class SelectConfig(JudgingConfig):
     keep_benign_ties: bool = True
     """Keep benign prompts (level 0) whose answer the reframing left as good as it was: they hold the model in place."""
+    raters: list[RaterConfig] = field(default_factory=list)
+    """Judges of single answers, for recipes that rank answers."""
 
 
 @dataclass
 class RaterConfig:
     kind: RaterKind = MISSING
-    """Which judge of single answers; `refusal` is no model, every other one needs a role."""
+    """Which judge of single answers; but for the refusal rules and the demo's two word rules it needs a role."""
     name: str = ""
     """What files and the report call it; empty: the kind."""
     role: str = ""
@@ -292,6 +330,8 @@ class EvaluateConfig(JudgingConfig):
     """Level of every interval."""
     arms: dict[str, str] = field(default_factory=dict)
     """Arms beside base and tuned: name -> role of `models`. They get the same prompts, system prompt and decoding."""
+    contexts: list[str] = field(default_factory=list)
+    """Arms that read, beneath the system message, what the recipe found for each prompt (guide_align: guidelines)."""
     raters: list[RaterConfig] = field(default_factory=list)
     """Judges of single answers beside the refusal rules."""
     agreement: list[str] = field(default_factory=list)

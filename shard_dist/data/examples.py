@@ -25,9 +25,9 @@ EXAMPLE_SCHEMA = pa.schema(
 )
 
 
-def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """All examples to one Parquet file, whole or not at all. Raises ValueError where the disk is full."""
-    write_rows(path, (asdict(example) for example in examples), EXAMPLE_SCHEMA)
+def write_examples(path: Path, examples: Iterable[Example]) -> int:
+    """All examples to one Parquet file, whole or not at all; how many. Raises ValueError where the disk is full."""
+    return write_rows(path, (asdict(example) for example in examples), EXAMPLE_SCHEMA)
 
 
 def stream_examples(path: Path) -> Iterator[Example]:

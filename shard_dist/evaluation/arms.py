@@ -6,7 +6,8 @@ An arm's answers and verdicts are row programs, like a recipe.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from shard_dist.judges.panel import PairVerdict, Panel
 from shard_dist.judges.protocol import QUESTIONS, PointwiseJudge
 from shard_dist.ledger.key import request_seed
 from shard_dist.prompts.render import Templates
-from shard_dist.records import Prompt, Sampling
+from shard_dist.records import Key, Prompt, Sampling
 
 if TYPE_CHECKING:
     from shard_dist.engines.protocol import Ask
@@ -78,17 +79,18 @@ class Answer:
     templates: Templates
     sampling: Sampling
     seed: int
+    contexts: Mapping[Key, str] = field(default_factory=dict)
 
     async def __call__(self, prompt: Prompt, ask: Ask) -> dict[str, str]:
         """A row of ANSWER_SCHEMA. A refused call is a row with its `failure`, so that every prompt is accounted for."""
         # The seed does not know the arm: arms differ in their weights and in nothing else.
         sampling = replace(self.sampling, seed=request_seed(self.seed, "answer", *prompt.key))
-        messages = self.templates.chat(prompt.text)
+        messages = self.templates.chat(prompt.text, self.contexts.get(prompt.key, ""))
         row = {
             "dataset": prompt.dataset,
             "id": prompt.id,
             "arm": self.arm,
-            "conditions": conditions(messages, sampling),
+            "conditions": conditions(self.templates.chat(prompt.text), sampling),  # a context is what is compared
         }
         try:
             completion = await ask(self.role, "answer", messages, sampling)

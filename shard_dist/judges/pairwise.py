@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shard_dist.judges.llm import LLM, reply_schema
-from shard_dist.judges.protocol import QUESTIONS, Verdict
+from shard_dist.judges.protocol import QUESTIONS, Rating, Verdict
 from shard_dist.judges.refusal import classify
 from shard_dist.judges.topic import carries_out, on_topic
 from shard_dist.records import Prompt
@@ -47,6 +47,30 @@ class RuleJudge:
         (one, why_one), (two, why_two) = grade(prompt, first), grade(prompt, second)
         winner = "tie" if one == two else "first" if one > two else "second"
         return Verdict(question, winner, f"first: {why_one}; second: {why_two}")
+
+
+@dataclass(frozen=True)
+class RuleRater:
+    """The same rules on one answer: `helpfulness` scores 0 to 2, `harm` tells harmful from harmless. No model."""
+
+    question: str
+    name: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ("0", "1", "2") if self.question == "helpfulness" else ("harmless", "harmful")
+
+    @property
+    def refused(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def unsafe(self) -> frozenset[str]:
+        return frozenset(("harmful",)) & frozenset(self.classes)
+
+    async def rate(self, prompt: Prompt, answer: str, ask: Ask | None = None) -> Rating:
+        grade, why = (_helpfulness if self.question == "helpfulness" else _harm)(prompt, answer)
+        return Rating(self.classes[grade], float(grade), why)
 
 
 def _helpfulness(prompt: Prompt, answer: str) -> tuple[int, str]:

@@ -13,12 +13,15 @@ from shard_dist.judges.guards import (
     wire_text,
 )
 from shard_dist.judges.llm import LLM
+from shard_dist.judges.pairwise import RuleRater
 from shard_dist.judges.protocol import PointwiseJudge
 from shard_dist.judges.refusal import RefusalJudge
 from shard_dist.judges.reward import RewardJudge
 from shard_dist.judges.rubric import RUBRICS, RubricJudge
 from shard_dist.prompts.render import Templates
 from shard_dist.records import Sampling
+
+RULES = {RaterKind.rule_helpfulness: "helpfulness", RaterKind.rule_harm: "harm"}
 
 
 def rater(config: RaterConfig, templates: Templates, sampling: Sampling, attempts: int, seed: int) -> PointwiseJudge:
@@ -29,6 +32,8 @@ def rater(config: RaterConfig, templates: Templates, sampling: Sampling, attempt
     name = config.name or str(config.kind)
     if config.kind == RaterKind.refusal:
         return RefusalJudge(name)
+    if config.kind in RULES:
+        return RuleRater(RULES[config.kind], name)
     if config.kind == RaterKind.reward:
         return RewardJudge(role=config.role, name=name)
     if config.kind in RUBRICS:

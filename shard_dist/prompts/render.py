@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -80,19 +80,19 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 
 class Templates:
-    """A template set by name (shipped) or by directory.
+    """A template set by name (shipped) or by directory, over the `texts` that a recipe brings along.
 
-    Raises ValueError where the directory lacks a step's user template.
+    Raises ValueError where there is no such set.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, texts: Mapping[str, str] | None = None) -> None:
+        self.name, self.texts = name, dict(texts or {})
         shipped = Path(str(files("shard_dist.prompts"))) / "templates" / name
         self.root = Path(name) if Path(name).is_dir() else shipped
         if not self.root.is_dir():
             known = sorted(path.name for path in shipped.parent.iterdir() if path.is_dir())
             raise ValueError(f"recipe.templates: no template set {name!r}; shipped sets: {known}, or give a directory")
-        loader = jinja2.FileSystemLoader(self.root)
+        loader = jinja2.ChoiceLoader([jinja2.FileSystemLoader(self.root), jinja2.DictLoader(self.texts)])
         # autoescape is for HTML; these texts go to models, and `fenced` is their escape.
         self.environment = jinja2.Environment(
             loader=loader,
@@ -103,22 +103,27 @@ class Templates:
         )
         self.environment.filters["fenced"] = fenced
 
-    def __reduce__(self) -> tuple[type[Templates], tuple[str]]:
+    def __reduce__(self) -> tuple[type[Templates], tuple[str, dict[str, str]]]:
         # A Jinja environment does not travel, its name does; a directory by its whole path.
-        return Templates, (str(Path(self.name).absolute()) if Path(self.name).is_dir() else self.name,)
+        return Templates, (str(Path(self.name).absolute()) if Path(self.name).is_dir() else self.name, self.texts)
 
-    def check(self, steps: Iterable[str]) -> None:
+    def has(self, name: str) -> bool:
+        return name in self.texts or (self.root / name).is_file()
+
+    def check(self, steps: Iterable[str], variables: Mapping[str, frozenset[str]] | None = None) -> None:
         """Raise ValueError for the first template of `steps` that is missing, does not compile or names an unknown.
 
-        What an included template needs may also be set by the one that includes it.
+        `variables` says what the steps of a recipe are given, beyond VARIABLES. What an included template needs may
+        also be set by the one that includes it.
         """
-        lacking = [f"{step}.user.j2" for step in steps if not (self.root / f"{step}.user.j2").is_file()]
+        given = {**VARIABLES, **(variables or {})}
+        lacking = [f"{step}.user.j2" for step in steps if not self.has(f"{step}.user.j2")]
         if lacking:
             raise ValueError(f"recipe.templates: the set {self.name!r} lacks {', '.join(lacking)}")
         for step in ("assistant", *steps):
             for name in (f"{step}.system.j2", f"{step}.user.j2"):
-                if (self.root / name).is_file():
-                    self._check_file(name, VARIABLES[step], ())
+                if self.has(name):
+                    self._check_file(name, given[step], ())
 
     def _check_file(self, name: str, known: frozenset[str], above: tuple[str, ...]) -> None:
         where = f"recipe.templates: {self.root / name}"
@@ -145,7 +150,7 @@ class Templates:
     def render(self, step: str, role: str, **values: object) -> str:
         """The text of `<step>.<role>.j2`, or "" where the set has none. Raises ValueError for a faulty template."""
         name = f"{step}.{role}.j2"
-        if not (self.root / name).is_file():
+        if not self.has(name):
             return ""
         try:
             return self.environment.get_template(name).render(**values).strip()
@@ -163,11 +168,15 @@ class Templates:
     def digest(self) -> str:
         """Hash of every file of the set and of the principles: a changed word makes a stage run again."""
         paths = sorted(self.root.glob("*.j2"))
-        return value_hash([principles(), [[path.name, path.read_text(encoding="utf-8")] for path in paths]])
+        files = [[path.name, path.read_text(encoding="utf-8")] for path in paths]
+        return value_hash([principles(), files, *([sorted(self.texts.items())] if self.texts else [])])
 
-    def chat(self, prompt: str) -> tuple[Message, ...]:
-        """A user's own prompt under the assistant's system message: how drafts, training and every arm ask."""
-        system = self.render("assistant", "system")
+    def chat(self, prompt: str, context: str = "") -> tuple[Message, ...]:
+        """A user's own prompt under the assistant's system message: how drafts, training and every arm ask.
+
+        `context` stands beneath that message.
+        """
+        system = "\n\n".join(filter(None, (self.render("assistant", "system"), context)))
         head = ({"role": "system", "content": system},) if system else ()
         return (*head, {"role": "user", "content": prompt})
 

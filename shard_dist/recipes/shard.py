@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from shard_dist.config.schema import RecipeConfig
 from shard_dist.engines.protocol import Ask, CallRefused
-from shard_dist.ledger.key import request_seed
 from shard_dist.prompts.render import Templates, principles
-from shard_dist.records import Completion, Prompt, Record, Sampling
+from shard_dist.recipes.base import Recipe, Work
+from shard_dist.recipes.steps import keep, reason, seeded
+from shard_dist.records import Prompt, Record, Sampling
 
 RESPONSE_MODES = ("direct_answer", "soft_reframe", "acknowledge_and_redirect")
 REWRITE_FIELDS = ("rewritten_prompt", "response_mode", "reformulated_component", "preserved_benign_need")
@@ -64,7 +67,7 @@ class Guidelines:
     async def __call__(self, category: str, ask: Ask) -> str:
         """Raises ValueError where the model writes none: every row of the category would go without."""
         messages = self.templates.messages("guidelines", category=category, principles=principles())
-        sampling = _seeded(self.sampling, self.seed, "guidelines", category)
+        sampling = seeded(self.sampling, self.seed, "guidelines", category)
         try:
             completion = await ask(self.role, "guidelines", messages, sampling)
         except CallRefused as error:
@@ -92,22 +95,22 @@ class Shard:
         outcomes = await asyncio.gather(
             self._draft(prompt, ask, fields), self._rewrite(prompt, ask, fields), return_exceptions=True
         )
-        failure = next((_reason(outcome) for outcome in outcomes if outcome is not None), "")
+        failure = next((reason(outcome) for outcome in outcomes if outcome is not None), "")
         if not failure:
             try:
                 await self._reframe(prompt, ask, fields)
             except CallRefused as error:
-                failure = _reason(error, "reframe")
+                failure = reason(error, "reframe")
         return Record(prompt, "shard", fields, dict(ask.calls), failure)
 
     async def _draft(self, prompt: Prompt, ask: Ask, fields: dict[str, str]) -> None:
         # The step is named like an arm's answer in evaluation: the same question has the same seed and key.
-        sampling = _seeded(self.answer_sampling, self.seed, "answer", *prompt.key)
+        sampling = seeded(self.answer_sampling, self.seed, "answer", *prompt.key)
         try:
             completion = await ask(self.role, "draft", self.templates.chat(prompt.text), sampling)
         except CallRefused as error:
             raise CallRefused(f"draft_{error.reason}", str(error)) from error
-        _keep(fields, "draft", completion)
+        keep(fields, "draft", completion)
 
     async def _rewrite(self, prompt: Prompt, ask: Ask, fields: dict[str, str]) -> None:
         messages = self.templates.messages(
@@ -118,7 +121,7 @@ class Shard:
             guidelines=self.guidelines.get(prompt.category, ""),
         )
         for attempt in range(self.rewrite_attempts):
-            sampling = _seeded(self.rewrite_sampling, self.seed, "rewrite", *prompt.key, str(attempt))
+            sampling = seeded(self.rewrite_sampling, self.seed, "rewrite", *prompt.key, str(attempt))
             try:
                 completion = await ask(self.role, "rewrite", messages, sampling, REWRITE_SCHEMA)
             except CallRefused as error:
@@ -134,29 +137,34 @@ class Shard:
     async def _reframe(self, prompt: Prompt, ask: Ask, fields: dict[str, str]) -> None:
         rewrite = {name: fields[name] for name in REWRITE_FIELDS}
         messages = self.templates.messages("reframe", prompt=prompt.text, draft=fields["draft"], **rewrite)
-        sampling = _seeded(self.answer_sampling, self.seed, "reframe", *prompt.key)
-        _keep(fields, "reframed", await ask(self.role, "reframe", messages, sampling))
+        sampling = seeded(self.answer_sampling, self.seed, "reframe", *prompt.key)
+        keep(fields, "reframed", await ask(self.role, "reframe", messages, sampling))
 
 
-def _seeded(sampling: Sampling, seed: int, *parts: str) -> Sampling:
-    return Sampling(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_tokens,
-        n=sampling.n,
-        seed=request_seed(seed, *parts),
-    )
+class ShardRecipe(Recipe):
+    """recipe.generator says who writes: the student (self) or a teacher."""
+
+    source = "arXiv 2606.15517"
+
+    def steps(self, recipe: RecipeConfig) -> list[str]:
+        return ["rewrite", "reframe", *(["guidelines"] if recipe.guidelines else [])]
+
+    def generate(self, work: Work) -> Iterator[Record]:
+        recipe, role = work.recipe, work.recipe.generator
+        categories = work.categories() if recipe.guidelines else []
+        guide = Guidelines(role, work.templates, recipe.guideline_sampling.sampling(), work.seed)
+        guidelines = dict(zip(categories, work.map("guidelines", guide, categories, empty=""), strict=True))
+        work.save("guidelines.json", guidelines)
+        program = Shard(
+            role=role,
+            templates=work.templates,
+            guidelines=guidelines,
+            answer_sampling=recipe.answer_sampling.sampling(),
+            rewrite_sampling=recipe.rewrite_sampling.sampling(),
+            rewrite_attempts=recipe.rewrite_attempts,
+            seed=work.seed,
+        )
+        return work.records("prompts", program, work.prompts(), empty=Prompt("", "", ""))
 
 
-def _keep(fields: dict[str, str], name: str, completion: Completion) -> None:
-    fields[name] = completion.text.strip()
-    fields[f"{name}_finish_reason"] = completion.finish_reasons[0]
-    if completion.thinking and completion.thinking[0]:
-        fields[f"{name}_thinking"] = completion.thinking[0]
-
-
-def _reason(outcome: BaseException, step: str = "") -> str:
-    """The failure's word for the counts. Anything but CallRefused is no row's own failure and goes up."""
-    if not isinstance(outcome, CallRefused):
-        raise outcome
-    return f"{step}_{outcome.reason}" if step else outcome.reason
+RECIPE = ShardRecipe()

@@ -129,7 +129,7 @@ def read_run(root: Path) -> Run:
         stages={stage: manifest for stage, manifest in stages.items() if manifest},
         selection=_mapping(root / "selection.json"),
         metrics=_mapping(root / "metrics.json"),
-        guidelines=_mapping(root / "guidelines.json"),
+        guidelines=_mapping(root / "findings" / "guidelines.json"),
         steps=_steps(root / "train_metrics.jsonl"),
         prompts=_by_key(root / "prompts.parquet", PROMPT_COLUMNS),
         records=_records(root),

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from shard_dist.artefacts import file_hash, value_hash, write_json, write_rows
+from shard_dist.artefacts import file_hash, read_json, value_hash, write_json, write_rows
 from shard_dist.config.load import as_dict
 from shard_dist.config.schema import Backend, Config
 from shard_dist.engines.rows import ListRows
@@ -23,8 +23,9 @@ from shard_dist.evaluation.metrics import metrics
 from shard_dist.judges.protocol import PointwiseJudge
 from shard_dist.progress import Progress
 from shard_dist.prompts.render import Templates
-from shard_dist.records import Prompt
+from shard_dist.records import Key, Prompt
 from shard_dist.rundir import Run, Stage
+from shard_dist.stages.generate import FINDINGS
 from shard_dist.stages.judges import (
     described,
     judge_inputs,
@@ -34,10 +35,11 @@ from shard_dist.stages.judges import (
     stage_panel,
 )
 from shard_dist.stages.prompts import context_length
-from shard_dist.stages.roles import Engines, identify, role_of, sampling_of, tuned_role
+from shard_dist.stages.roles import Engines, identify, role_of, tuned_role
 from shard_dist.stages.train import leaks, test_prompts
 
 BASE, TUNED = "base", "tuned"
+CONTEXTS = f"{FINDINGS}/contexts.json"
 Row = dict[str, Any]
 Counts = dict[str, int]
 COUNTED = ("calls", "calls_made", "ledger_hits", "prompt_tokens", "completion_tokens", "engine_restarts")
@@ -63,6 +65,7 @@ def inputs(run: Run) -> dict[str, Any]:
         "text": file_hash(Path(evaluate.capability.text)) if evaluate.capability.text else "",
         "chat": [dict(message) for message in Templates(config.recipe.templates).chat("")],
         "seed": config.run.seed,
+        **({"contexts": run.file_hash(CONTEXTS)} if evaluate.contexts else {}),
         BASE: identify(config.models["student"]).fingerprint,
         TUNED: run.file_hash("model"),
         **{f"arm {name}": identify(config.models[role]).fingerprint for name, role in evaluate.arms.items()},
@@ -80,7 +83,7 @@ def work(run: Run, progress: Progress) -> dict[str, Any]:
     # One arm after the other: each has the machine's engines to itself.
     measured = {arm: measure_arm(run, arm, role, prompts, documents, progress, total) for arm, role in arms.items()}
     answers = {arm: rows for arm, (rows, _) in measured.items()}
-    checks["fairness"] = check_fairness(answers)
+    checks["fairness"] = {**check_fairness(answers), "contexts": config.evaluate.contexts}
     checks["families"] = families(config.models["student"].model, judge_models(config))
     identified = raters(config)
     judges = tuple(judge for judge, _ in identified)
@@ -112,8 +115,9 @@ def measure_arm(
 ) -> tuple[list[Row], list[Row]]:
     """One arm's answers to every test prompt, written to answers/<arm>.parquet, and the likelihoods of `documents`."""
     config = run.config
-    sampling = sampling_of(config.recipe.answer_sampling)
-    program = Answer(role.name, arm, Templates(config.recipe.templates), sampling, config.run.seed)
+    sampling = config.recipe.answer_sampling.sampling()
+    contexts = contexts_of(run) if arm in config.evaluate.contexts else {}
+    program = Answer(role.name, arm, Templates(config.recipe.templates), sampling, config.run.seed, contexts)
     likelihoods: list[Row] = []
     with Engines(run, "evaluate", [role], role.name, progress) as engines:
         answers = list(engines.run(f"answers of {arm}", program, ListRows(prompts), empty=Prompt("", "", "")).ordered())
@@ -123,6 +127,12 @@ def measure_arm(
         _add(total, engines.counts())
     write_rows(run / "answers" / f"{arm}.parquet", answers, ANSWER_SCHEMA)
     return answers, likelihoods
+
+
+def contexts_of(run: Run) -> dict[Key, str]:
+    """What the recipe found for each test prompt."""
+    found = read_json(run.require(CONTEXTS, "generate"))
+    return {(key.partition("\n")[0], key.partition("\n")[2]): text for key, text in found.items()}
 
 
 def judge_arms(

@@ -10,7 +10,7 @@ from shard_dist.judges.panel import Panel, panel
 from shard_dist.judges.protocol import PointwiseJudge
 from shard_dist.judges.registry import rater
 from shard_dist.prompts.render import Templates
-from shard_dist.stages.roles import identify, sampling_of
+from shard_dist.stages.roles import identify
 
 Row = dict[str, Any]
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 def stage_panel(config: Config, stage: JudgingConfig) -> Panel:
     """The judges of a stage. Rule judges read no templates, so a set without judge templates will do for them."""
     templates = Templates(config.recipe.templates)
-    sampling = sampling_of(stage.judge_sampling)
+    sampling = stage.judge_sampling.sampling()
     return panel(stage.judge, stage.judge_role, templates, sampling, stage.judge_attempts, config.run.seed)
 
 
@@ -32,10 +32,10 @@ def judge_inputs(config: Config, stage: JudgingConfig) -> list[str]:
     ]
 
 
-def judge_of(config: Config, settings: RaterConfig) -> tuple[PointwiseJudge, Row]:
+def judge_of(config: Config, stage: JudgingConfig, settings: RaterConfig) -> tuple[PointwiseJudge, Row]:
     """A judge of single answers, and what decides its verdicts. Raises ValueError for what the judge cannot take."""
-    evaluate, templates = config.evaluate, Templates(config.recipe.templates)
-    sampling, attempts = sampling_of(evaluate.judge_sampling), evaluate.judge_attempts
+    templates = Templates(config.recipe.templates)
+    sampling, attempts = stage.judge_sampling.sampling(), stage.judge_attempts
     judge = rater(settings, templates, sampling, attempts, config.run.seed)
     if not settings.role:
         return judge, judge_identity(settings)
@@ -53,14 +53,17 @@ def judge_of(config: Config, settings: RaterConfig) -> tuple[PointwiseJudge, Row
 
 def raters(config: Config) -> list[tuple[PointwiseJudge, Row]]:
     """Every judge of single answers with its identity, the refusal rules first."""
-    return [judge_of(config, settings) for settings in (RaterConfig(RaterKind.refusal), *config.evaluate.raters)]
+    return [
+        judge_of(config, config.evaluate, settings)
+        for settings in (RaterConfig(RaterKind.refusal), *config.evaluate.raters)
+    ]
 
 
 def judge_roles(config: Config) -> list[str]:
     """Roles that judging asks, the busiest first: the pairwise judge is asked most."""
     evaluate = config.evaluate
     pairwise = [evaluate.judge_role] if evaluate.judge == JudgeKind.llm else []
-    return list(dict.fromkeys([*pairwise, *(each.role for each in evaluate.raters)]))
+    return list(dict.fromkeys([*pairwise, *(each.role for each in evaluate.raters if each.role)]))
 
 
 def judge_models(config: Config) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from shard_dist.artefacts import file_hash, value_hash
 from shard_dist.config.load import as_dict
-from shard_dist.config.schema import Backend, ModelConfig
+from shard_dist.config.schema import Backend, Config, ModelConfig
 from shard_dist.data.load import count, load_prompts, write_prompts
 from shard_dist.data.near import keep_test_apart
 from shard_dist.progress import Progress
@@ -23,7 +23,7 @@ def inputs(run: Run) -> dict[str, Any]:
     context = context_length(config.models["student"])
     return {
         "data": value_hash(as_dict(config)["data"]),
-        "seed": config.run.seed,
+        "seed": split_seed(config),
         "files": files,
         "context": [context, config.recipe.answer_sampling.max_tokens],
     }
@@ -34,13 +34,18 @@ def work(run: Run, progress: Progress) -> dict[str, Any]:
     prompts, _ = load_prompts(
         config.data.sources,
         config.data.split,
-        seed=config.run.seed,
+        seed=split_seed(config),
         max_chars=config.data.max_chars,
         too_long=longer_than_context(run),
     )
     prompts = keep_test_apart(prompts, config.data.near_duplicates)
     write_prompts(run / "prompts.parquet", prompts)
     return count(prompts)
+
+
+def split_seed(config: Config) -> int:
+    own = config.data.split.seed
+    return config.run.seed if own is None else own
 
 
 def context_length(student: ModelConfig) -> int:

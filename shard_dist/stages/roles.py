@@ -11,7 +11,7 @@ from typing import Any
 
 from shard_dist.artefacts import model_hash, value_hash, whole_path
 from shard_dist.cluster import join
-from shard_dist.config.schema import Backend, ModelConfig, SamplingConfig
+from shard_dist.config.schema import Backend, ModelConfig
 from shard_dist.engines.local import run_local
 from shard_dist.engines.pool import EnginePool, PoolCounts, plain
 from shard_dist.engines.rows import Rows
@@ -20,7 +20,6 @@ from shard_dist.engines.telemetry import Telemetry
 from shard_dist.engines.worker import Counters, ModelIdentity, Role
 from shard_dist.ledger.check import check_ledger
 from shard_dist.progress import Progress
-from shard_dist.records import Sampling
 from shard_dist.rundir import Run
 
 # Engine arguments that change what a model answers; all others change only how fast.
@@ -69,10 +68,6 @@ def tuned_role(run: Run) -> Role:
     """The student with the weights that training made."""
     spec = replace(run.config.models["student"], model=str(run / "model"), revision="", tokenizer="")
     return Role("tuned", spec, identify(spec), run.ledger, run / "logs")
-
-
-def sampling_of(config: SamplingConfig) -> Sampling:
-    return Sampling(config.temperature, config.top_p, config.max_tokens, config.n)
 
 
 class Engines:

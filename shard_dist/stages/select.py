@@ -6,26 +6,31 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from shard_dist.artefacts import stream_rows, value_hash, write_json, write_rows
+from shard_dist.artefacts import file_hash, stream_rows, value_hash, write_json, write_rows
 from shard_dist.config.load import as_dict
-from shard_dist.config.schema import JudgeKind
+from shard_dist.config.schema import Config, JudgeKind
 from shard_dist.data.examples import write_examples
+from shard_dist.data.interchange import NAMES
+from shard_dist.data.load import prompt_rows
+from shard_dist.data.mix import of_file, placed
+from shard_dist.data.near import Near
 from shard_dist.engines.rows import TableRows
 from shard_dist.engines.spool import Spool
-from shard_dist.judges.gate import gate, pre_gate
-from shard_dist.judges.panel import Panel
-from shard_dist.judges.refusal import classify
+from shard_dist.judges.protocol import PointwiseJudge
 from shard_dist.progress import Progress
 from shard_dist.prompts.render import Templates
-from shard_dist.records import Example, Prompt, Record
+from shard_dist.recipes.base import Recipe, find, options_of
+from shard_dist.recipes.selection import Decision, Jury
+from shard_dist.records import Example, Record
 from shard_dist.rundir import Run, Stage
 from shard_dist.stages.generate import RECORDS, record_of
-from shard_dist.stages.judges import judge_inputs, stage_panel
+from shard_dist.stages.judges import judge_inputs, judge_of, stage_panel
 from shard_dist.stages.roles import Engines, role_of
 
 if TYPE_CHECKING:
@@ -42,62 +47,65 @@ DECISION_SCHEMA = pa.schema(
         ("harm", pa.string()),
         ("helpfulness_reason", pa.string()),
         ("harm_reason", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("scores", pa.string()),
         ("calls", pa.string()),
     ]
 )
-# The shortest record that judges are asked about.
-EMPTY = Record(Prompt("", "", ""), "", {"draft": "", "reframed": "yes", "reframed_finish_reason": "stop"})
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What became of a record. Verdicts are "" where none was needed; `calls` (JSON) are the judges', step -> keys."""
-
-    dataset: str
-    id: str
-    keep: bool
-    reason: str
-    on_topic: str = ""
-    helpfulness: str = ""
-    harm: str = ""
-    helpfulness_reason: str = ""
-    harm_reason: str = ""
-    calls: str = "{}"
 
 
 @dataclass(frozen=True)
 class Select:
-    """Program over one record: cheap reasons first, judges only for what is left."""
+    """Program over one record: the recipe's decision, and the judges' calls behind it."""
 
-    panel: Panel
-    keep_benign_ties: bool
+    recipe: str
+    jury: Jury
 
     async def __call__(self, record: Record, ask: Ask) -> Decision:
-        decision = await self._decide(record, ask)
+        decision = await find(self.recipe).decide(record, self.jury, ask)
         return replace(decision, calls=json.dumps(ask.calls))
 
-    async def _decide(self, record: Record, ask: Ask) -> Decision:
-        prompt, answer = record.prompt, record.fields.get("reframed", "")
-        finish = record.fields.get("reframed_finish_reason", "")
-        dropped = pre_gate(record.failure, answer, finish, classify(answer, prompt.language, prompt.text).kind)
-        if dropped:
-            return Decision(*prompt.key, False, dropped)
-        topic = await self.panel.on_topic(prompt, answer, ask)
-        if topic != "yes":  # the gate needs no verdicts
-            return Decision(*prompt.key, *gate(topic, "", "", prompt.benign, self.keep_benign_ties), topic)
-        draft = record.fields["draft"]
-        helpful = await self.panel.compare("helpfulness", prompt, draft, answer, ask)
-        harm = await self.panel.compare("harm", prompt, draft, answer, ask)
-        keep, reason = gate(topic, helpful.combined, harm.combined, prompt.benign, self.keep_benign_ties)
-        return Decision(*prompt.key, keep, reason, topic, helpful.combined, harm.combined, helpful.reason, harm.reason)
+
+def check(config: Config) -> None:
+    """A judge that cannot be had, a file of examples that is not there: found before anything is generated."""
+    jury_of(config)
+    for index, mix in enumerate(config.recipe.mix):
+        where = f"recipe.mix[{index}]"
+        if not Path(mix.path).is_file():
+            raise ValueError(f"{where}.path: no file {mix.path!r} (from {Path.cwd()})")
+        if mix.format not in NAMES:
+            raise ValueError(f"{where}.format: {mix.format!r} is none of {', '.join(NAMES)}")
+        if mix.limit < 0:
+            raise ValueError(f"{where}.limit is {mix.limit}; at least 0")
+
+
+def jury_of(config: Config) -> Jury:
+    raters = tuple(judge for judge, _ in raters_of(config))
+    return Jury(stage_panel(config, config.select), raters, config.select.keep_benign_ties, options_of(config.recipe))
+
+
+def raters_of(config: Config) -> list[tuple[PointwiseJudge, dict[str, Any]]]:
+    return [judge_of(config, config.select, settings) for settings in config.select.raters]
+
+
+def judges_roles(config: Config) -> list[str]:
+    """Roles that judging asks, the pairwise judge's first."""
+    pairwise = [config.select.judge_role] if config.select.judge == JudgeKind.llm else []
+    return list(dict.fromkeys([*pairwise, *(each.role for each in config.select.raters if each.role)]))
 
 
 def inputs(run: Run) -> dict[str, Any]:
     config = run.config
     return {
         "records": run.file_hash("records"),
-        "settings": value_hash(as_dict(config)["select"]),
+        "prompts": run.file_hash("prompts.parquet"),
+        "settings": value_hash(
+            [as_dict(config)["select"], as_dict(config)["recipe"], as_dict(config)["data"]["split"]]
+        ),
         "judge": judge_inputs(config, config.select),
+        "raters": [value_hash(identity) for _, identity in raters_of(config)],
+        "mix": [file_hash(Path(mix.path)) for mix in config.recipe.mix],
         "chat": [dict(message) for message in Templates(config.recipe.templates).chat("")],
         "seed": config.run.seed,
     }
@@ -106,26 +114,44 @@ def inputs(run: Run) -> dict[str, Any]:
 def work(run: Run, progress: Progress) -> dict[str, Any]:
     config = run.config
     source = run.require(RECORDS, "generate")
-    roles = [] if config.select.judge == JudgeKind.rule else [role_of(run, config.select.judge_role)]
-    judges = stage_panel(config, config.select)
-    with Engines(run, "select", roles, config.select.judge_role, progress) as engines:
+    recipe, jury = find(config.recipe.name), jury_of(config)
+    roles = [role_of(run, name) for name in judges_roles(config)]
+    with Engines(run, "select", roles, roles[0].name if roles else "", progress) as engines:
         records = TableRows((source,), record_of, group="category", length="fields")
-        program = Select(judges, config.select.keep_benign_ties)
-        decisions = engines.run("records", program, records, asdict, empty=EMPTY)
+        program = Select(config.recipe.name, jury)
+        decisions = engines.run("records", program, records, asdict, empty=recipe.empty())
         counts = engines.counts()
     write_rows(run / "decisions.parquet", decisions.ordered(), DECISION_SCHEMA)
-    templates = Templates(config.recipe.templates)
-    for split in ("train", "val"):
-        write_examples(run / "examples" / f"{split}.parquet", chosen(judged(source, decisions), split, templates))
-    summary, sizes = summarise(judged(source, decisions), judges.name)
+    mixed, reasons = from_files(run, recipe, jury.options)
+    sizes = {
+        split: write_examples(
+            run / "examples" / f"{split}.parquet",
+            chain(chosen(judged(source, decisions), split, recipe, run), mixed[split]),
+        )
+        for split in ("train", "val")
+    }
+    summary = {**summarise(judged(source, decisions), jury.panel.name), "from_files": dict(reasons)}
     write_json(run / "selection.json", summary)
     if not sizes["train"]:
         raise ValueError(
             f"no example is left to train on: of {summary['considered']} records all were dropped or validate: "
-            f"{summary['reasons']}. {run / 'decisions.parquet'} has every verdict"
+            f"{summary['reasons']}; from files: {summary['from_files']}. {run / 'decisions.parquet'} has every verdict"
         )
     considered = {name: summary[name] for name in ("considered", "kept", "dropped")}
-    return {**considered, **sizes, **counts}
+    return {**considered, **({"from_files": dict(reasons)} if reasons else {}), **sizes, **counts}
+
+
+def from_files(run: Run, recipe: Recipe, options: Any) -> tuple[dict[str, list[Example]], Counter[str]]:
+    """Examples of recipe.mix and of the recipe's own files by split, and what became of all of them."""
+    config, seed = run.config, run.config.run.seed
+    reasons: Counter[str] = Counter()
+    files = [of_file(mix, seed) for mix in config.recipe.mix]
+    test = prompt_rows(run.require("prompts.parquet", "prompts"), ("test",))
+    near = Near((prompt.text for prompt in test.read(range(len(test)))), config.data.near_duplicates)
+    found: dict[str, list[Example]] = {"train": [], "val": []}
+    for split, example in placed(chain(*files, recipe.added(options, seed)), near, config.data.split, seed, reasons):
+        found[split].append(example)
+    return found, reasons
 
 
 def judged(source: Path, decisions: Spool) -> Iterator[tuple[Record, Decision]]:
@@ -134,33 +160,31 @@ def judged(source: Path, decisions: Spool) -> Iterator[tuple[Record, Decision]]:
     return ((record_of(row), Decision(**decision)) for row, decision in rows)
 
 
-def chosen(pairs: Iterable[tuple[Record, Decision]], split: str, templates: Templates) -> Iterator[Example]:
-    """A split's examples: the prompt as the assistant gets it, and the reframed answer. No scaffolding is kept."""
+def chosen(pairs: Iterable[tuple[Record, Decision]], split: str, recipe: Recipe, run: Run) -> Iterator[Example]:
+    """A split's examples, as the recipe makes them of the records that were kept."""
+    templates = Templates(run.config.recipe.templates)
     for record, decision in pairs:
         if decision.keep and record.prompt.split == split:
-            messages = templates.chat(record.prompt.text)
-            yield Example(*record.prompt.key, messages, record.fields["reframed"])
+            yield from recipe.examples(record, decision, templates)
 
 
-def summarise(pairs: Iterable[tuple[Record, Decision]], judge: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """selection.json: kept + dropped = considered, reasons add up to considered, by category likewise; and the number
-    of examples by split."""
+def summarise(pairs: Iterable[tuple[Record, Decision]], judge: str) -> dict[str, Any]:
+    """selection.json: kept + dropped = considered, reasons add up to considered, by category likewise."""
     by_category: dict[str, dict[str, int]] = defaultdict(lambda: {"kept": 0, "dropped": 0})
     reasons: Counter[str] = Counter()
-    sizes = {"train": 0, "val": 0}
+    kept = 0
     for record, decision in pairs:
         by_category[record.prompt.category]["kept" if decision.keep else "dropped"] += 1
         reasons[decision.reason] += 1
-        sizes[record.prompt.split] += decision.keep
-    summary = {
+        kept += decision.keep
+    return {
         "considered": reasons.total(),
-        "kept": sum(sizes.values()),
-        "dropped": reasons.total() - sum(sizes.values()),
+        "kept": kept,
+        "dropped": reasons.total() - kept,
         "reasons": dict(reasons.most_common()),
         "judge": judge,
         "by_category": dict(by_category),
     }
-    return summary, sizes
 
 
-STAGE = Stage("select", inputs, ("examples", "decisions.parquet", "selection.json"), work)
+STAGE = Stage("select", inputs, ("examples", "decisions.parquet", "selection.json"), work, check)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from shard_dist.config.load import as_dict, identity, load_config, load_judging, redacted
+from shard_dist.stages.generate import check as check_generate
 
 
 def test_name_and_directory_follow_from_the_file(file: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_faulty_file_is_refused_by_name(tmp_path: Path, text: str, expected: s
 
 def test_a_setting_without_effect_is_warned_of(file: Path) -> None:
     with pytest.warns(UserWarning, match=r"models\.teacher is used by nothing"):
-        load_config(file, ["models.teacher.model=x"])
+        check_generate(load_config(file, ["models.teacher.model=x"]))
     with pytest.warns(UserWarning, match=r"train\.loss_budget_gib has no effect"):
         load_config(file, ["train.fused_loss=false", "train.loss_budget_gib=1"])
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shard_dist.judges.gate import gate
 from shard_dist.judges.llm import parse_reply
-from shard_dist.judges.pairwise import VERDICT_SCHEMA, LLMJudge, RuleJudge
+from shard_dist.judges.pairwise import VERDICT_SCHEMA, LLMJudge, RuleJudge, RuleRater
 from shard_dist.judges.protocol import QUESTIONS, WINNERS, combine
 from shard_dist.prompts.render import Templates
 from shard_dist.records import Completion, Prompt, Sampling
@@ -204,3 +204,14 @@ def test_rule_judge_has_no_position_bias(text: str, one: str, two: str, question
         return forward.winner, backward.winner
 
     assert asyncio.run(winners()) in {("first", "second"), ("second", "first"), ("tie", "tie")}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("one", [REFUSAL, ADVICE, CRIME, ""])
+@pytest.mark.parametrize("two", [REFUSAL, ADVICE, CRIME, ""])
+def test_the_rules_rate_single_answers_as_they_compare_them(question: str, one: str, two: str) -> None:
+    rater = RuleRater(question, question)
+    first, second = (asyncio.run(rater.rate(PROMPT, answer)) for answer in (one, two))
+    winner = asyncio.run(RuleJudge().compare(question, PROMPT, one, two)).winner
+    assert first.verdict in rater.classes
+    assert (first.score > second.score, first.score < second.score) == (winner == "first", winner == "second")

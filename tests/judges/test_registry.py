@@ -16,6 +16,7 @@ from shard_dist.judges.rubric import RUBRICS
 from shard_dist.prompts.render import Templates
 from shard_dist.records import Call, Completion, Prompt, Sampling
 
+NO_MODELS = (RaterKind.refusal, RaterKind.rule_helpfulness, RaterKind.rule_harm)
 SETTINGS = (Templates("shard"), Sampling(temperature=0.0), 3, 7)
 
 
@@ -43,7 +44,7 @@ def test_every_kind_has_a_judge_with_classes_of_its_own(kind: RaterKind, texts: 
 def test_name_and_role_are_the_settings(kind: RaterKind, texts: None) -> None:
     judge = rater(RaterConfig(kind=kind, role="critic", name="mine"), *SETTINGS)
     assert judge.name == "mine"
-    assert kind == RaterKind.refusal or (judge.llm if kind in RUBRICS else judge).role == "critic"
+    assert kind in NO_MODELS or (judge.llm if kind in RUBRICS else judge).role == "critic"
 
 
 def test_rubrics_are_asked_as_the_stage_says() -> None:
@@ -87,7 +88,7 @@ class Fake:
         return await FakeEngine(ModelConfig(backend=Backend.fake, model="m")).generate(call)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in RaterKind if kind != RaterKind.refusal])
+@pytest.mark.parametrize("kind", [kind for kind in RaterKind if kind not in NO_MODELS])
 def test_every_kind_judges_with_the_engine_that_ships_for_tests(kind: RaterKind, texts: None) -> None:
     """Its replies are drawn from the call: over 20 answers every judge gives more than one verdict or score."""
 

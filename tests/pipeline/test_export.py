@@ -67,7 +67,7 @@ def make_run(home: Path, size: int = 30) -> Path:
             Example(*r.prompt.key, ({"role": "user", "content": r.prompt.text},), r.fields["reframed"]) for r in chosen
         ]
         write_examples(run / "examples" / f"{split}.parquet", examples)
-    summary, _ = summarise([(record, decision) for record, decision, _ in made], "llm:judge")
+    summary = summarise([(record, decision) for record, decision, _ in made], "llm:judge")
     write_json(run / "selection.json", summary)
     write_json(run / "run.json", {"name": "bench"})
     stage = {"config_hash": "c" * 64, "git_commit": "a" * 40, "git_dirty": False, "counts": {"calls": size}}

@@ -9,6 +9,7 @@ from typing import Any
 from shard_dist.config.schema import JudgeKind
 from shard_dist.judges.panel import panel
 from shard_dist.prompts.render import Templates
+from shard_dist.recipes.selection import Jury
 from shard_dist.records import Completion, Prompt, Record, Sampling
 from shard_dist.stages.select import DECISION_SCHEMA, Select
 
@@ -29,7 +30,7 @@ def test_a_decision_names_the_judges_calls_by_step() -> None:
     judges = panel(JudgeKind.llm, "judge", Templates("shard"), Sampling(), 1, 0)
     fields = {"draft": "A saw cuts wood.", "reframed": "A saw cuts wood well.", "reframed_finish_reason": "stop"}
     record = Record(Prompt("d", "1", "How does a saw work?"), "shard", fields)
-    decision = asyncio.run(Select(judges, keep_benign_ties=True)(record, Scripted()))
+    decision = asyncio.run(Select("shard", Jury(judges))(record, Scripted()))
     assert json.loads(decision.calls) == {
         "judge_topic": ["judge_topic 0"],
         "judge_helpfulness": ["judge_helpfulness 0", "judge_helpfulness 1"],
@@ -41,6 +42,6 @@ def test_a_decision_names_the_judges_calls_by_step() -> None:
 def test_a_record_that_no_judge_saw_has_no_calls() -> None:
     judges = panel(JudgeKind.llm, "judge", Templates("shard"), Sampling(), 1, 0)
     decision = asyncio.run(
-        Select(judges, True)(Record(Prompt("d", "1", "?"), "shard", failure="rewrite_refused"), Scripted())
+        Select("shard", Jury(judges))(Record(Prompt("d", "1", "?"), "shard", failure="rewrite_refused"), Scripted())
     )
     assert (decision.keep, decision.calls) == (False, "{}")

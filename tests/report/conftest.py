@@ -272,7 +272,7 @@ def make_run(root: Path, size: int = 200, steps: int = 60, seed: int = 7) -> Pat
     make_manifests(root, Counter(row["split"] for row in rows), selection, reasons[f"failed_{FAILURE}"])
     make_training(root, steps, rng)
     rules = {category: f"- rule for {category}\n" * 9 for category in (*CATEGORIES, HOSTILE_CATEGORY)}
-    write_json(root / "guidelines.json", rules)
+    write_json(root / "findings" / "guidelines.json", rules)
     make_provenance(root)
     make_engines(root)
     return root

@@ -13,7 +13,7 @@ from shard_dist.artefacts import read_json, read_rows, write_json
 from shard_dist.report.build import build_report
 from shard_dist.report.inputs import read_run
 
-JSON_FILES = ["run.json", "generate.json", "selection.json", "metrics.json", "guidelines.json"]
+JSON_FILES = ["run.json", "generate.json", "selection.json", "metrics.json", "findings/guidelines.json"]
 TABLES = [
     "prompts.parquet",
     "records/part-1.parquet",

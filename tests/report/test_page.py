@@ -160,7 +160,7 @@ def test_an_ordinary_model_with_its_own_judge_is_not_called_a_toy(run: Path) -> 
 def test_a_stage_that_has_not_run_leaves_a_sentence(run: Path, stage: str) -> None:
     made = {
         "prompts": ["prompts.parquet"],
-        "generate": ["records/part-0.parquet", "records/part-1.parquet", "guidelines.json"],
+        "generate": ["records/part-0.parquet", "records/part-1.parquet", "findings/guidelines.json"],
         "select": ["selection.json", "decisions.parquet"],
         "train": ["train_metrics.jsonl"],
         "evaluate": [
