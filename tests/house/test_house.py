@@ -17,10 +17,10 @@ FLOORS = [
     ("records", "artefacts", "markdown"),
     ("config", "prompts", "cluster"),
     ("ledger",),
-    ("engines", "data", "judges", "shard_kernels"),
+    ("engines", "data", "judges", "retrieval", "shard_kernels"),
     ("recipes", "training", "evaluation", "report", "rundir", "progress", "tracking", "demo"),
     ("stages",),
-    ("pipeline", "export", "score", "bench"),
+    ("pipeline", "export", "score", "bench", "sweep"),
     ("cli",),
 ]
 # Libraries that need a cluster, a GPU or a compiler to be of use, and the only modules that may import them.

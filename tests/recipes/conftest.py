@@ -1,0 +1,150 @@
+"""A recipe from prompts to a trained model: the seed model behind one real vLLM server, and one warm trainer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from shard_dist.config.load import load_config
+from shard_dist.config.schema import Backend, ModelConfig
+from shard_dist.progress import Progress
+from shard_dist.rundir import Run, open_run, run_stage
+from shard_dist.stages import generate, prompts, select, train
+from shard_dist.training.job import write_job
+
+SeedRun = Callable[..., Run]
+# 30 prompts to train on, 6 and 12 for validation and test; answers of a few words; two steps.
+SMALL = (
+    "data.sources[0].limit=48",
+    "data.split={val: 0.2, test: 0.3}",
+    "recipe.guideline_sampling.max_tokens=48",
+    "recipe.answer_sampling.max_tokens=64",
+    "select.keep_benign_ties=true",
+    "tracking.wandb=disabled",
+    "train={epochs: 1, workers: 1, global_batch_size: 16, micro_batch_size: 4, checkpoint_every: 100, eval_every: 0}",
+)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """The process and all that it started are gone at the end of the block."""
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def seed_server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelConfig]:
+    """The demo's seed model behind vLLM's OpenAI-compatible server."""
+    seed_model, port = root / "shard_dist" / "demo" / "seed_model", free_port()
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(seed_model)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024", "--max-num-seqs", "32"]
+    command += ["--enforce-eager", "--no-enable-chunked-prefill", "--disable-log-stats"]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            command, env=environment, stdout=stream, stderr=stream, text=True, start_new_session=True
+        )
+        with ended(server):
+            address = f"http://127.0.0.1:{port}"
+            while server.poll() is None and not answers(f"{address}/health"):
+                time.sleep(0.5)
+            assert server.poll() is None, log.read_text()[-4000:]
+            yield ModelConfig(
+                backend=Backend.http, model=str(seed_model), base_url=f"{address}/v1", api_key_env="", window=32
+            )
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture(scope="session")
+def trainer(root: Path) -> Iterator[Callable[[Path], None]]:
+    """Trains the job of a file on this machine's CPU, one process, ZeRO-3 all the same."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, **alone, "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
+    script = Path(__file__).with_name("trainer.py")
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=environment,
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+
+    def train_job(path: Path) -> None:
+        stdin.write(f"{path}\n")
+        stdin.flush()
+        while not (line := stdout.readline()).strip().lstrip("-").isdigit():
+            assert line, "the trainer is gone"
+        assert line.strip() == "0", "the training failed; see standard error"
+
+    with ended(process):
+        yield train_job
+
+
+@pytest.fixture
+def seed_run(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_cluster: None,
+    seed_server: ModelConfig,
+    trainer: Callable[[Path], None],
+) -> SeedRun:
+    """`seed_run(recipe, "key=value", ...)`: the run of a recipe on a part of the demo's prompts, up to its model.
+
+    Every role of `models` is the seed model, further ones are added by `roles=("teacher",)`.
+    """
+    monkeypatch.chdir(root)
+
+    def run_recipe(recipe: str, *settings: str, roles: tuple[str, ...] = ()) -> Run:
+        words = [f"models.{role}.model={seed_server.model}" for role in roles]
+        place = f"run.dir={tmp_path / 'run'}"
+        config = load_config("configs/demo.yaml", [f"recipe.name={recipe}", place, *words, *SMALL, *settings])
+        # The command line refuses a student behind http: it has no weights to train. This one has: `model` is a folder.
+        config = replace(config, models=dict.fromkeys(config.models, seed_server))
+        for stage in (generate.STAGE, select.STAGE):
+            stage.check(config)
+        run, progress = open_run(config), Progress(Console(quiet=True), 60)
+        for stage in (prompts.STAGE, generate.STAGE, select.STAGE):
+            run_stage(run, stage, progress)
+        train.leaks(run, train.test_prompts(run))
+        write_job(run / "train_job.json", train.job_of(run))
+        trainer(run / "train_job.json")
+        return run
+
+    return run_recipe
