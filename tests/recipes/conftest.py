@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -21,7 +22,7 @@ from rich.console import Console
 from shard_dist.config.load import load_config
 from shard_dist.config.schema import Backend, ModelConfig
 from shard_dist.progress import Progress
-from shard_dist.rundir import Run, open_run, run_stage
+from shard_dist.rundir import Run, Stage, open_run, run_stage
 from shard_dist.stages import generate, prompts, select, train
 from shard_dist.training.job import write_job
 
@@ -117,13 +118,26 @@ def trainer(root: Path) -> Iterator[Callable[[Path], None]]:
 
 
 @pytest.fixture
+def train_stage(trainer: Callable[[Path], None]) -> Stage:
+    """The stage `train` in the warm trainer, without Ray."""
+
+    def work(run: Run, progress: Progress) -> dict[str, Any]:
+        train.leaks(run, train.test_prompts(run))
+        write_job(run / "train_job.json", train.job_of(run))
+        trainer(run / "train_job.json")
+        return {}
+
+    return replace(train.STAGE, work=work)
+
+
+@pytest.fixture
 def seed_run(
     root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     ray_cluster: None,
     seed_server: ModelConfig,
-    trainer: Callable[[Path], None],
+    train_stage: Stage,
 ) -> SeedRun:
     """`seed_run(recipe, "key=value", ...)`: the run of a recipe on a part of the demo's prompts, up to its model.
 
@@ -140,11 +154,8 @@ def seed_run(
         for stage in (generate.STAGE, select.STAGE):
             stage.check(config)
         run, progress = open_run(config), Progress(Console(quiet=True), 60)
-        for stage in (prompts.STAGE, generate.STAGE, select.STAGE):
+        for stage in (prompts.STAGE, generate.STAGE, select.STAGE, train_stage):
             run_stage(run, stage, progress)
-        train.leaks(run, train.test_prompts(run))
-        write_job(run / "train_job.json", train.job_of(run))
-        trainer(run / "train_job.json")
         return run
 
     return run_recipe
