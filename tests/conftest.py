@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -40,6 +48,49 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no shared data at {path}; set SHARD_SHARED_DATA")
     return path
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A process group that was launched; what it printed is in the `stderr` of what `wait` returns."""
+
+    output: Path
+    done: Path
+
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        end = time.monotonic() + timeout
+        while not self.done.exists():
+            assert time.monotonic() < end, f"the ranks have not ended: {self.output.read_text()[-3000:]}"
+            time.sleep(0.02)
+        printed = self.output.read_text(errors="replace")
+        return subprocess.CompletedProcess([], int(self.done.read_text()), stderr=printed)
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ranks]]:
+    """`launch(script, *arguments, ranks=2)`: the script in so many processes, as torchrun starts it, but warm."""
+    place, numbers = tmp_path_factory.mktemp("ranks"), count()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(ROOT / "tests" / "warm_ranks.py")]
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True, start_new_session=True)
+    assert server.stdin is not None
+    requests = server.stdin
+
+    def start(script: Path, *arguments: object, ranks: int = 2) -> Ranks:
+        number = next(numbers)
+        started = Ranks(place / f"{number}.output", place / f"{number}.done")
+        started.output.touch()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words = {"script": str(script), "arguments": list(map(str, arguments)), "ranks": ranks, "port": port}
+        requests.write(json.dumps({**words, "output": str(started.output), "done": str(started.done)}) + "\n")
+        requests.flush()
+        return started
+
+    yield start
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,11 @@ SCENARIOS = [
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def measured(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., Any]) -> dict[str, Any]:
     """All scenarios in one pair of processes."""
     result = tmp_path_factory.mktemp("zero") / "result.json"
     script = Path(__file__).with_name("zero_rank.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, result]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = launch(script, result).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(result.read_text())
 

@@ -1,4 +1,4 @@
-"""A recipe from prompts to a trained model: the seed model behind one real vLLM server, and one warm trainer."""
+"""A recipe from prompts to a trained model: the seed model behind one real vLLM server, and real ZeRO-3."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from shard_dist.config.schema import Backend, ModelConfig
 from shard_dist.progress import Progress
 from shard_dist.rundir import Run, Stage, open_run, run_stage
 from shard_dist.stages import generate, prompts, select, train
+from shard_dist.training import __main__
 from shard_dist.training.job import write_job
 
 SeedRun = Callable[..., Run]
@@ -46,16 +46,6 @@ def free_port() -> int:
         return port
 
 
-@contextmanager
-def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """The process and all that it started are gone at the end of the block."""
-    try:
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 @pytest.fixture(scope="session")
 def seed_server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelConfig]:
     """The demo's seed model behind vLLM's OpenAI-compatible server."""
@@ -65,18 +55,15 @@ def seed_server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024", "--max-num-seqs", "32"]
     command += ["--enforce-eager", "--no-enable-chunked-prefill", "--disable-log-stats"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    address = f"http://127.0.0.1:{port}"
     with log.open("w") as stream:
-        server = subprocess.Popen(
-            command, env=environment, stdout=stream, stderr=stream, text=True, start_new_session=True
-        )
-        with ended(server):
-            address = f"http://127.0.0.1:{port}"
-            while server.poll() is None and not answers(f"{address}/health"):
-                time.sleep(0.5)
-            assert server.poll() is None, log.read_text()[-4000:]
-            yield ModelConfig(
-                backend=Backend.http, model=str(seed_model), base_url=f"{address}/v1", api_key_env="", window=32
-            )
+        server = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+        while server.poll() is None and not answers(f"{address}/health"):
+            time.sleep(0.5)
+        assert server.poll() is None, log.read_text()[-4000:]
+        yield ModelConfig(Backend.http, str(seed_model), base_url=f"{address}/v1", api_key_env="", window=32)
+        os.killpg(server.pid, signal.SIGKILL)  # vLLM's engine core, too
+        server.wait()
 
 
 def answers(address: str) -> bool:
@@ -87,44 +74,15 @@ def answers(address: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
-def trainer(root: Path) -> Iterator[Callable[[Path], None]]:
-    """Trains the job of a file on this machine's CPU, one process, ZeRO-3 all the same."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    environment = {**os.environ, **alone, "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
-    script = Path(__file__).with_name("trainer.py")
-    process = subprocess.Popen(
-        [sys.executable, str(script)],
-        env=environment,
-        cwd=root,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    stdin, stdout = process.stdin, process.stdout
-
-    def train_job(path: Path) -> None:
-        stdin.write(f"{path}\n")
-        stdin.flush()
-        while not (line := stdout.readline()).strip().lstrip("-").isdigit():
-            assert line, "the trainer is gone"
-        assert line.strip() == "0", "the training failed; see standard error"
-
-    with ended(process):
-        yield train_job
-
-
 @pytest.fixture
-def train_stage(trainer: Callable[[Path], None]) -> Stage:
-    """The stage `train` in the warm trainer, without Ray."""
+def train_stage(launch: Callable[..., Any]) -> Stage:
+    """The stage `train` as torchrun has it, on one process: no Ray."""
 
     def work(run: Run, progress: Progress) -> dict[str, Any]:
         train.leaks(run, train.test_prompts(run))
         write_job(run / "train_job.json", train.job_of(run))
-        trainer(run / "train_job.json")
+        done = launch(Path(__main__.__file__), run / "train_job.json", ranks=1).wait()
+        assert done.returncode == 0, done.stderr[-3000:]
         return {}
 
     return replace(train.STAGE, work=work)

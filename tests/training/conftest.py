@@ -1,14 +1,14 @@
-"""Shared parts of the training tests: a tiny model on disk, and two ranks under torchrun."""
+"""Shared parts of the training tests: a tiny model on disk, and ranks of a training."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -29,23 +29,15 @@ def base_model(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Pa
 
 
 @pytest.fixture(scope="session")
-def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_ranks(launch: Callable[..., Any]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a job on its workers; `die_after` kills the first rank after that step. Returns the finished process."""
 
-    def run(job: object, die_after: int | None = None, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    def run(job: Any, die_after: int | None = None, ranks: int = 2) -> subprocess.CompletedProcess[str]:
         path = Path(job.metrics_file).with_name("job.pickle")
         path.write_bytes(pickle.dumps(job))
-        launcher = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={ranks}",
-        ]
-        arguments = [str(HERE / "rank.py"), str(path), *([str(die_after)] if die_after else [])]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [*launcher, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done: subprocess.CompletedProcess[str]
+        done = launch(HERE / "rank.py", path, *([die_after] if die_after else []), ranks=ranks).wait()
+        return done
 
     return run
 

@@ -297,19 +297,19 @@ def plain_dpo(job: TrainJob, batches: list[Pair]) -> tuple[list[float], list[flo
 
 
 @pytest.mark.zero
-def test_a_training_on_two_ranks_is_the_papers(tmp_path, tiny, base_model, torchrun) -> None:
+def test_a_training_on_two_ranks_is_the_papers(tmp_path, tiny, base_model, run_ranks) -> None:
     """ZeRO-3, packed, an odd last batch, a death after step 5 and the same call again."""
     train, val = pairs(7), pairs(3, seed=4)
     settings = {"global_batch_size": 4, "epochs": 3.0, "checkpoint_every": 4, "dpo": DpoConfig(0.5)}
     job = tiny.job(tmp_path, base_model, train, val, **settings)
-    died = torchrun(job, die_after=5)
+    died = run_ranks(job, die_after=5)
     assert died.returncode != 0
     prepared = prepare(job)
     (kept,) = Path(prepared.train).glob("reference-*.npy")
     (lost,) = Path(prepared.val).glob("reference-*.npy")
     written = kept.stat().st_mtime_ns
     lost.unlink()
-    done = torchrun(job)
+    done = run_ranks(job)
     assert done.returncode == 0, done.stderr[-3000:]
     assert kept.stat().st_mtime_ns == written, "a resumed run computes nothing anew"
     assert lost.is_file(), "what is missing is computed again: by the base model, as the validation loss shows"

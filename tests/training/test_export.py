@@ -2,8 +2,6 @@
 
 import errno
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -187,12 +185,10 @@ def test_a_full_disk_leaves_the_model_of_before(tmp_path: Path, tiny, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
 
 
-def test_two_ranks_of_zero3(tmp_path: Path, tiny) -> None:
+def test_two_ranks_of_zero3(tmp_path: Path, tiny, launch) -> None:
     """The export's logits are the trained engine's; a disk that is full for one rank is both ranks' ValueError."""
     base = tiny.save_model(tmp_path / "base", tied=True, num_hidden_layers=4)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(HERE / "export_rank.py"), str(base), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = launch(HERE / "export_rank.py", base, tmp_path).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         assert (tmp_path / f"error-{rank}").read_text().startswith("rank 1 cannot write the model")

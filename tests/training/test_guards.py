@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pickle
 import subprocess
 import sys
@@ -242,17 +241,12 @@ def test_a_hung_process_ends_with_its_stacks_on_stderr_and_a_code_of_its_own() -
 @pytest.mark.zero
 @pytest.mark.parametrize(("precision", "offload"), [("fp32", "none"), ("bf16", "none"), ("bf16", "cpu")])
 def test_zero3_skips_what_is_not_finite_and_goes_on_as_if_it_had_not_been(
-    precision: str, offload: str, tmp_path, base_model
+    precision: str, offload: str, tmp_path, base_model, launch
 ) -> None:
     """Two ranks, a fault in one micro-batch of one: weights and AdamW's states stay bit for bit, on every rank, and
     the next step is that of an engine which never met a fault: no gradient is left over."""
     script = Path(__file__).with_name("bad_steps_rank.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    arguments = [str(base_model), precision, offload, str(tmp_path / "result")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command + arguments, env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
+    done = launch(script, base_model, precision, offload, tmp_path / "result").wait()
     assert done.returncode == 0, done.stderr[-3000:]
     result = pickle.loads((tmp_path / "result").read_bytes())
     first, *faulty, last = result["spoilt"]

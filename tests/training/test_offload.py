@@ -50,7 +50,7 @@ def test_nvme_without_its_compiled_code_is_refused_before_the_model_is_loaded(mo
 
 @pytest.mark.zero
 def test_offloaded_and_tiled_training_is_the_same_and_survives_a_kill(
-    tmp_path, tiny, base_model, torchrun, plain_training
+    tmp_path, tiny, base_model, run_ranks, plain_training
 ) -> None:
     """Optimizer and weights on the CPU, MLPs in tiles, several micro-batches; SIGKILL after step 3 of 6.
 
@@ -60,8 +60,8 @@ def test_offloaded_and_tiled_training_is_the_same_and_survives_a_kill(
     long = LongConfig(mlp_tiles=3, **offload)
     job = tiny.job(tmp_path, base_model, tiny.examples(17), tiny.examples(5, seed=1), long=long,
                    gradient_checkpointing=True, max_tokens=300, micro_batch_size=1)  # fmt: skip
-    assert torchrun(job, die_after=3).returncode != 0
-    again = torchrun(job)
+    assert run_ranks(job, die_after=3).returncode != 0
+    again = run_ranks(job)
     assert again.returncode == 0, again.stderr[-3000:]
     expected, trained = plain_training(job, tiny.examples(17))
     losses = [line["loss"] for line in read_metrics(Path(job.metrics_file)) if "loss" in line]

@@ -2,10 +2,7 @@
 
 import copy
 import itertools
-import os
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -173,7 +170,7 @@ def test_saved_activations_leave_and_come_back(data, base_model, monkeypatch) ->
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory, tiny, base_model) -> tuple[dict[str, TrainJob], dict[str, list[torch.Tensor]]]:
+def ran(tmp_path_factory, tiny, base_model, launch) -> tuple[dict[str, TrainJob], dict[str, list[torch.Tensor]]]:
     """Trainings on two ranks with and without a shared sequence: plain examples, and all objectives."""
     root, jobs = tmp_path_factory.mktemp("shared"), {}
     plain, all_objectives, val = tiny.examples(21), mixed(tiny, 12), tiny.examples(5, seed=1)
@@ -182,11 +179,7 @@ def ran(tmp_path_factory, tiny, base_model) -> tuple[dict[str, TrainJob], dict[s
         jobs[name] = tiny.job(root / name, base_model, examples, val, max_tokens=300, micro_batch_size=1)
         jobs[name].config.long.sequence_parallel = size
     (root / "jobs").write_bytes(pickle.dumps(list(jobs.values())))
-    script = str(Path(__file__).with_name("long_rank.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(root / "jobs"), str(root / "result")], env=environment, capture_output=True,
-                          text=True, timeout=300, check=False)  # fmt: skip
+    done = launch(Path(__file__).with_name("long_rank.py"), root / "jobs", root / "result").wait()
     assert done.returncode == 0, done.stderr[-3000:]
     return jobs, pickle.loads((root / "result").read_bytes())
 

@@ -24,11 +24,11 @@ def losses_of(job, key: str = "loss") -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory, tiny, base_model, torchrun):
+def clean(tmp_path_factory, tiny, base_model, run_ranks):
     """A run that nothing disturbs: 6 steps of 2 ranks x 2 accumulation steps x 2 rows."""
     root = tmp_path_factory.mktemp("clean")
     job = tiny.job(root, base_model, tiny.examples(TRAIN), tiny.examples(VAL, seed=1), weight_decay=0.1)
-    done = torchrun(job)
+    done = run_ranks(job)
     assert done.returncode == 0, done.stderr[-3000:]
     return job
 
@@ -73,17 +73,17 @@ def test_result_and_metrics_tell_the_same(clean) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 1])
-def test_a_kill_and_another_call_give_the_same_losses(clean, tmp_path, tiny, base_model, torchrun, ranks) -> None:
+def test_a_kill_and_another_call_give_the_same_losses(clean, tmp_path, tiny, base_model, run_ranks, ranks) -> None:
     """SIGKILL after step 5 with the last checkpoint at 4: step 5 is done again, by as many ranks or fewer, and counted
     once."""
     job = tiny.job(tmp_path, base_model, tiny.examples(TRAIN), tiny.examples(VAL, seed=1), weight_decay=0.1)
-    assert torchrun(job, die_after=5).returncode != 0
+    assert run_ranks(job, die_after=5).returncode != 0
     assert [marker.step for marker in complete(Path(job.checkpoint_dir))] == [2, 4]
     assert not Path(job.model_dir).exists()
     with Path(job.metrics_file).open("a") as stream:
         stream.write('{"step": 6, "lo')  # as a kill in the middle of a write leaves it
     job.config.workers = ranks
-    again = torchrun(job, ranks=ranks)
+    again = run_ranks(job, ranks=ranks)
     assert again.returncode == 0, again.stderr[-3000:]
     within = 1e-6 if ranks == 2 else 1e-5  # another number of ranks adds up in another order
     assert losses_of(job) == pytest.approx(losses_of(clean), abs=within)
@@ -93,12 +93,12 @@ def test_a_kill_and_another_call_give_the_same_losses(clean, tmp_path, tiny, bas
     assert [marker.step for marker in complete(Path(job.checkpoint_dir))] == [4, 6]
 
 
-def test_bf16_with_recomputation_and_fewer_examples_than_ranks(tmp_path, tiny, torchrun, plain_training) -> None:
+def test_bf16_with_recomputation_and_fewer_examples_than_ranks(tmp_path, tiny, run_ranks, plain_training) -> None:
     """One example on two ranks leaves a rank without tokens; bf16 stays near fp32; the export has the base's dtype."""
     base = tiny.save_model(tmp_path / "base", tied=True)
     settings = {"bf16": True, "gradient_checkpointing": True, "epochs": 3.0}
     job = tiny.job(tmp_path, base, tiny.examples(1), [], **settings)
-    done = torchrun(job)
+    done = run_ranks(job)
     assert done.returncode == 0, done.stderr[-3000:]
     expected, _ = plain_training(job, tiny.examples(1))
     assert losses_of(job) == pytest.approx(expected, rel=0.02)
