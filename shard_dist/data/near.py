@@ -171,23 +171,29 @@ class Near:
     def __init__(self, texts: Iterable[str], threshold: float) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"a similarity lies between 0 and 1, found a threshold of {threshold}; 0.9 is usual")
-        self.threshold = threshold
+        self.threshold, self.size = threshold, 0
         self.exact: dict[str, int] = {}
         self.normalised: dict[str, int] = {}
         self.bags: list[Counter[str]] = []
         self.weights: list[int] = []
         self.keys: list[set[str]] = []
         self.having: defaultdict[str, list[int]] = defaultdict(list)
-        for index, text in enumerate(texts):
-            self.exact.setdefault(text, index)
-            self.normalised.setdefault(folded(text), index)
-            if threshold:
-                words = bag(text)
-                self.bags.append(words)
-                self.weights.append(weight(words))
-                self.keys.append({key for word in words for key in keys(word)})
-                for key in self.keys[index]:
-                    self.having[key].append(index)
+        for text in texts:
+            self.add(text)
+
+    def add(self, text: str) -> None:
+        """One text more, after all others."""
+        index = self.size
+        self.size += 1
+        self.exact.setdefault(text, index)
+        self.normalised.setdefault(folded(text), index)
+        if self.threshold:
+            words = bag(text)
+            self.bags.append(words)
+            self.weights.append(weight(words))
+            self.keys.append({key for word in words for key in keys(word)})
+            for key in self.keys[index]:
+                self.having[key].append(index)
 
     def find(self, text: str) -> Match | None:
         """The most similar of the texts, the first of several, or None where none is similar enough."""

@@ -183,12 +183,15 @@ class FakeEngine:
 
 
 def instance(schema: dict[str, Any], asked: str, draw: random.Random) -> Any:
-    """A value that the schema allows: objects with all their properties, enums, bounded strings, numbers."""
+    """A value that the schema allows: objects with all their properties, the shortest lists, enums, bounded strings,
+    numbers."""
     if "enum" in schema:
         return draw.choice(schema["enum"])
     kind = schema.get("type")
     if kind == "object":
         return {name: instance(inner, asked, draw) for name, inner in schema["properties"].items()}
+    if kind == "array":
+        return [instance(schema["items"], asked, draw) for _ in range(schema.get("minItems", 1))]
     if kind == "string":
         words = [word for word in asked.split() if word.isalpha()] or ["nothing"]
         return " ".join(draw.choice(words) for _ in range(6))[: schema.get("maxLength", 200)]
