@@ -128,7 +128,7 @@ class Example:
     """What training consumes: the messages of the prompt, the target answer, the objective it belongs to.
 
     `rejected` is the answer that `dpo` pushes away from and the harmful one that `derta` teaches to break off; empty
-    for `sft`.
+    for `sft`. `thinking` is what a reasoning model learns to write before the target, `sft` only; empty: nothing.
     """
 
     dataset: str
@@ -137,3 +137,4 @@ class Example:
     target: str
     objective: str = "sft"
     rejected: str = ""
+    thinking: str = ""

@@ -21,8 +21,10 @@ EXAMPLE_SCHEMA = pa.schema(
         ("target", pa.string()),
         ("objective", pa.string()),
         ("rejected", pa.string()),
+        ("thinking", pa.string()),
     ]
 )
+YOUNGER = {"rejected", "thinking"}  # columns that older files lack
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
@@ -35,7 +37,7 @@ def stream_examples(path: Path) -> Iterator[Example]:
     if not path.is_file():
         raise ValueError(f"no examples at {path}; run the select stage first")
     try:
-        missing = set(EXAMPLE_SCHEMA.names) - set(pq.read_schema(path).names) - {"rejected"}
+        missing = set(EXAMPLE_SCHEMA.names) - set(pq.read_schema(path).names) - YOUNGER
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no file of examples: {error}") from error
     if missing:

@@ -1,6 +1,6 @@
 """Training examples in and out, in the file formats of other trainers.
 
-    shard          our own Parquet (data/examples.py)                     every example
+    shard          our own Parquet (data/examples.py)                     every example, the only one with thinking
     trl            JSON lines, conversational rows of TRL                 sft, dpo
     open_instruct  JSON lines, rows of open-instruct                      sft, dpo
     alpaca         a JSON list, LLaMA-Factory's alpaca format             sft, dpo; requests and answers in turn
@@ -145,7 +145,9 @@ def checked(examples: Iterable[Placed]) -> Iterator[Placed]:
                 raise ValueError("it has no message to answer")
             if example.rejected and example.objective == "sft":
                 raise ValueError("it has a rejected answer, which the objective sft has no use for")
-            for name in ("dataset", "id", "target", "rejected"):
+            if example.thinking and example.objective != "sft":
+                raise ValueError(f"it has thinking, which the objective {example.objective} has no use for")
+            for name in ("dataset", "id", "target", "rejected", "thinking"):
                 check_text(f"its {name}", getattr(example, name))
             for number, message in enumerate(example.messages, start=1):
                 if message["role"] not in ROLES:
@@ -178,6 +180,8 @@ def _encoded(format: str, form: Format, examples: Iterable[Placed]) -> Iterator[
     for where, example in examples:
         objective = objective or example.objective
         try:
+            if example.thinking:
+                raise ValueError(f"{format} has no place for what a model thought before its answer; {OWN} has")
             rows = form.rows(example)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error

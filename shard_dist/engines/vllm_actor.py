@@ -91,7 +91,9 @@ class VllmEngine:
             return None
         from vllm.reasoning import ReasoningParserManager
 
-        return ReasoningParserManager.get_reasoning_parser(self.spec.reasoning_parser)(self.tokenizer)
+        # Without these a parser takes a whole answer for thinking where enable_thinking is false.
+        parser = ReasoningParserManager.get_reasoning_parser(self.spec.reasoning_parser)
+        return parser(self.tokenizer, chat_template_kwargs=self.spec.chat_template_kwargs)
 
     def _stat_logger(self) -> Any:
         """A class of vLLM's that hears every step of the engine and adds it to `counts`."""

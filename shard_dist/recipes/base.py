@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from shard_dist.engines.protocol import Ask
     from shard_dist.engines.rows import Rows
 
-NOT_RECIPES = ("base", "selection", "steps")
+NOT_RECIPES = ("base", "derived", "learner", "refusals", "rewards", "selection", "steps")
 
 
 class Work(Protocol):
@@ -118,15 +119,30 @@ class Recipe:
         if decision.rejected:
             yield Example(*record.prompt.key, messages, target, "dpo", record.fields[decision.rejected])
         else:
-            yield Example(*record.prompt.key, messages, target)
+            yield Example(*record.prompt.key, messages, target, thinking=record.fields.get(decision.thinking, ""))
 
-    def added(self, options: Any, seed: int) -> Iterator[Example]:
-        """Examples that come from files of the recipe's own rather than from records, in their order."""
+    def files(self, options: Any) -> tuple[str, ...]:
+        """Files of the recipe's own that it reads: a stage is done again where their content has changed."""
+        return ()
+
+    def added(self, options: Any, seed: int, templates: Templates) -> Iterator[Example]:
+        """Examples that come from these files rather than from records, in their order."""
         yield from ()
 
 
 def context_key(prompt: Prompt) -> str:
     return "\n".join(prompt.key)
+
+
+def overview() -> dict[str, tuple[str, str]]:
+    """Recipe -> where it is from, its own settings with their defaults."""
+    found = {}
+    for name in names():
+        recipe = find(name)
+        own = fields(recipe.Options) if is_dataclass(recipe.Options) else ()
+        shown = ", ".join(f"{item.name}={getattr(recipe.Options(), item.name)}" for item in own)
+        found[name] = (recipe.source, shown)
+    return found
 
 
 @cache

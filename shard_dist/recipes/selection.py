@@ -29,7 +29,8 @@ class Jury:
 class Decision:
     """Whether a record is kept, and for what reason. Verdicts are "" where none was needed.
 
-    `chosen` and `rejected` are the record's fields whose texts the example has ("": the recipe's target, none);
+    `chosen`, `rejected` and `thinking` are the record's fields whose texts the example has ("": the recipe's target,
+    none, none);
     `scores` (JSON) are candidates' rewards, field -> number; `calls` (JSON) the judges' calls, step -> keys.
     """
 
@@ -44,6 +45,7 @@ class Decision:
     harm_reason: str = ""
     chosen: str = ""
     rejected: str = ""
+    thinking: str = ""
     scores: str = "{}"
     calls: str = "{}"
 

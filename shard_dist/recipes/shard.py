@@ -6,6 +6,15 @@
 
 The draft is the model's plain answer; the rewrite shows the request's benign intent, guided by universal principles and
 by guidelines that the model itself wrote for the category; the reframed answer is made from request, rewrite and draft.
+
+    recipe.generator=teacher                another model writes all of it (the paper's comparison)
+    recipe.guidelines=false                 principles alone guide the rewrite (the authors' universal_only)
+    ... and recipe.options.principles=false neither does (their instructions_only)
+    recipe.options.rewrite=false            reframed from request and draft (their benign-intent refiner)
+    recipe.options.draft=false              reframed from request and rewrite; ours
+    recipe.options.thinking=true            a reasoning model learns to think before it answers, too
+    recipe.rounds=3                         the new model is the next round's student; ours
+
 Deviations from the authors' code: the rewrite is JSON under a schema with bounded retries (theirs falls back to raw
 text), every request has a seed, rewriter and guideline writer are the same model.
 """
@@ -15,13 +24,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from shard_dist.config.schema import RecipeConfig
+from shard_dist.artefacts import whole_path
+from shard_dist.config.schema import Backend, Config, ModelConfig, RecipeConfig
 from shard_dist.engines.protocol import Ask, CallRefused
 from shard_dist.prompts.render import Templates, principles
-from shard_dist.recipes.base import Recipe, Work
+from shard_dist.recipes.base import Recipe, Work, options_of
+from shard_dist.recipes.selection import Decision, Jury, compare_and_gate
 from shard_dist.recipes.steps import keep, reason, seeded
 from shard_dist.records import Prompt, Record, Sampling
 
@@ -38,6 +49,24 @@ REWRITE_SCHEMA: dict[str, Any] = {
     "required": list(REWRITE_FIELDS),
     "additionalProperties": False,
 }
+
+# What makes a model another one, beside its weights and tokenizer; a quantized student is the student.
+SAME = ("backend", "base_url", "revision", "chat_template_kwargs", "reasoning_parser")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What SHARD can do without, each for an ablation, and what of a reasoning model's words is trained on."""
+
+    rewrite: bool = True
+    """Reframe with the rewrite in view; false: from request and draft alone, and no guidelines are written."""
+    draft: bool = True
+    """Reframe with the draft in view; false: it is made all the same, since selection compares with it."""
+    principles: bool = True
+    """Give the universal principles to the rewrite; false, with recipe.guidelines=false: it has no guidance at all."""
+    thinking: bool = False
+    """Train on what the generator thought before its answer, too, and drop rows where it did not think. False: on the
+    answer alone, also after a prompt at which the student's chat template lets it think."""
 
 
 def parse_rewrite(text: str) -> dict[str, str] | None:
@@ -88,13 +117,13 @@ class Shard:
     rewrite_sampling: Sampling
     rewrite_attempts: int
     seed: int
+    options: Options = Options()
 
     async def __call__(self, prompt: Prompt, ask: Ask) -> Record:
         fields: dict[str, str] = {}
+        first = [self._draft, self._rewrite] if self.options.rewrite else [self._draft]
         # The draft goes on even if the rewrite fails: what was asked is kept, and a failed row still shows its draft.
-        outcomes = await asyncio.gather(
-            self._draft(prompt, ask, fields), self._rewrite(prompt, ask, fields), return_exceptions=True
-        )
+        outcomes = await asyncio.gather(*(step(prompt, ask, fields) for step in first), return_exceptions=True)
         failure = next((reason(outcome) for outcome in outcomes if outcome is not None), "")
         if not failure:
             try:
@@ -117,7 +146,7 @@ class Shard:
             "rewrite",
             prompt=prompt.text,
             category=prompt.category,
-            principles=principles(),
+            principles=principles() if self.options.principles else (),
             guidelines=self.guidelines.get(prompt.category, ""),
         )
         for attempt in range(self.rewrite_attempts):
@@ -135,8 +164,9 @@ class Shard:
         )
 
     async def _reframe(self, prompt: Prompt, ask: Ask, fields: dict[str, str]) -> None:
-        rewrite = {name: fields[name] for name in REWRITE_FIELDS}
-        messages = self.templates.messages("reframe", prompt=prompt.text, draft=fields["draft"], **rewrite)
+        rewrite = {name: fields.get(name) for name in REWRITE_FIELDS}  # None: an ablation goes without it
+        draft = fields["draft"] if self.options.draft else None
+        messages = self.templates.messages("reframe", prompt=prompt.text, draft=draft, **rewrite)
         sampling = seeded(self.answer_sampling, self.seed, "reframe", *prompt.key)
         keep(fields, "reframed", await ask(self.role, "reframe", messages, sampling))
 
@@ -145,26 +175,86 @@ class ShardRecipe(Recipe):
     """recipe.generator says who writes: the student (self) or a teacher."""
 
     source = "arXiv 2606.15517"
+    Options = Options
 
     def steps(self, recipe: RecipeConfig) -> list[str]:
-        return ["rewrite", "reframe", *(["guidelines"] if recipe.guidelines else [])]
+        rewrite = ["rewrite", *(["guidelines"] if recipe.guidelines else [])]
+        return [*(rewrite if options_of(recipe).rewrite else []), "reframe"]
+
+    def check(self, config: Config) -> None:
+        options: Options = options_of(config.recipe)
+        if not (options.rewrite or options.draft):
+            raise ValueError("recipe.options: rewrite and draft are both false, which leaves nothing to reframe")
+        if not options.principles and (config.recipe.guidelines or not options.rewrite):
+            raise ValueError(
+                "recipe.options.principles=false is for a rewrite without guidance: it needs recipe.guidelines=false "
+                "(guidelines are written from the principles) and recipe.options.rewrite=true"
+            )
+        for role in self.roles(config.recipe):
+            check_generator(role, config, options.thinking)
 
     def generate(self, work: Work) -> Iterator[Record]:
-        recipe, role = work.recipe, work.recipe.generator
-        categories = work.categories() if recipe.guidelines else []
+        program = self.program(work, work.recipe.generator, "guidelines")
+        work.save("guidelines.json", program.guidelines)
+        return work.records("prompts", program, work.prompts(), empty=Prompt("", "", ""))
+
+    def program(self, work: Work, role: str, unit: str) -> Shard:
+        """The row program of a generator, whose guidelines are written first, in `unit`."""
+        recipe, options = work.recipe, work.options
+        categories = work.categories() if recipe.guidelines and options.rewrite else []
         guide = Guidelines(role, work.templates, recipe.guideline_sampling.sampling(), work.seed)
-        guidelines = dict(zip(categories, work.map("guidelines", guide, categories, empty=""), strict=True))
-        work.save("guidelines.json", guidelines)
-        program = Shard(
+        return Shard(
             role=role,
             templates=work.templates,
-            guidelines=guidelines,
+            guidelines=dict(zip(categories, work.map(unit, guide, categories, empty=""), strict=True)),
             answer_sampling=recipe.answer_sampling.sampling(),
             rewrite_sampling=recipe.rewrite_sampling.sampling(),
             rewrite_attempts=recipe.rewrite_attempts,
             seed=work.seed,
+            options=options,
         )
-        return work.records("prompts", program, work.prompts(), empty=Prompt("", "", ""))
+
+    def empty(self) -> Record:
+        record = super().empty()
+        return replace(record, fields={**record.fields, f"{self.target}_thinking": "so"})
+
+    async def decide(self, record: Record, jury: Jury, ask: Ask) -> Decision:
+        return await gated(record, self.target, "draft", jury, ask)
+
+
+async def gated(record: Record, target: str, against: str, jury: Jury, ask: Ask) -> Decision:
+    """SHARD's gate. Where thinking is trained on, an answer without any is no example (as in the authors' code)."""
+    options: Options = jury.options or Options()
+    thinking = f"{target}_thinking" if options.thinking else ""
+    if thinking and not record.failure and not record.fields.get(thinking):
+        return Decision(*record.prompt.key, False, "no_thinking")
+    decision = await compare_and_gate(record, target, jury, ask, against)
+    return replace(decision, thinking=thinking) if thinking else decision
+
+
+def check_generator(role: str, config: Config, thinking: bool) -> None:
+    """Raise ValueError for a teacher that is the student, and for one whose thinking cannot be learnt."""
+    student, generator = config.models["student"], config.models[role]
+    if role != "student" and _weights(generator) == _weights(student):
+        raise ValueError(
+            f"models.{role} is the student itself ({student.model}): a teacher is another model; leave "
+            "recipe.generator at student for self-distillation"
+        )
+    if not thinking:
+        return
+    for name, model in (("student", student), (role, generator)):
+        if model.backend == Backend.vllm and not model.reasoning_parser:
+            raise ValueError(
+                f"recipe.options.thinking needs models.{name}.reasoning_parser, which tells thinking from answer"
+            )
+        if model.chat_template_kwargs.get("enable_thinking") is False:
+            raise ValueError(
+                f"recipe.options.thinking contradicts models.{name}.chat_template_kwargs: enable_thinking is false"
+            )
+
+
+def _weights(spec: ModelConfig) -> list[Any]:
+    return [whole_path(spec.model), whole_path(spec.tokenizer), *(getattr(spec, name) for name in SAME)]
 
 
 RECIPE = ShardRecipe()

@@ -8,23 +8,25 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from shard_dist.artefacts import value_hash, write_json, write_rows
+from shard_dist.artefacts import file_hash, value_hash, write_json, write_rows
 from shard_dist.config.check import roles_needed
 from shard_dist.config.load import as_dict
-from shard_dist.config.schema import Config
+from shard_dist.config.schema import Config, RecipeConfig
 from shard_dist.data.load import SCHEMA as PROMPT_SCHEMA
 from shard_dist.data.load import prompt_rows
 from shard_dist.engines.rows import ListRows, Rows, TableRows
+from shard_dist.engines.text import mended
 from shard_dist.progress import Progress
 from shard_dist.prompts.render import Templates
 from shard_dist.recipes.base import find, options_of, templates_of
 from shard_dist.records import Prompt, Record
 from shard_dist.rundir import Run, Stage
-from shard_dist.stages.roles import Engines, identify, role_of
+from shard_dist.stages.roles import Engines, Runs, identify, role_of
 
 # A recipe's fields differ from recipe to recipe: they and the calls' keys are JSON objects in a column each.
 RECORD_SCHEMA = pa.schema(
@@ -46,6 +48,7 @@ def inputs(run: Run) -> dict[str, Any]:
     return {
         "prompts": run.file_hash("prompts.parquet"),
         "recipe": value_hash(as_dict(config)["recipe"]),
+        "files": file_hashes(config.recipe),
         "templates": templates_of(config.recipe).digest(),
         "seed": config.run.seed,
         "generator": identify(config.models[config.recipe.generator]).fingerprint,
@@ -53,12 +56,17 @@ def inputs(run: Run) -> dict[str, Any]:
     }
 
 
+def file_hashes(recipe: RecipeConfig) -> list[str]:
+    """Of the files that a recipe reads on its own."""
+    return [file_hash(Path(path)) for path in find(recipe.name).files(options_of(recipe))]
+
+
 @dataclass
 class StageWork:
     """`Work` of recipes/base.py: rows of this run through its engines, results in its directory."""
 
     run: Run
-    engines: Engines
+    engines: Runs
     templates: Templates
 
     def __post_init__(self) -> None:
@@ -121,7 +129,8 @@ def record_row(record: Record) -> dict[str, Any]:
     return {
         **asdict(record.prompt),
         "recipe": record.recipe,
-        "fields": json.dumps(record.fields, ensure_ascii=False),
+        # A model's JSON may hold a lone surrogate, which no file takes.
+        "fields": mended(json.dumps(record.fields, ensure_ascii=False)),
         "calls": json.dumps(record.calls),
         "failure": record.failure,
     }

@@ -18,7 +18,7 @@ from shard_dist.config.schema import Config, JudgeKind
 from shard_dist.data.examples import write_examples
 from shard_dist.data.interchange import NAMES
 from shard_dist.data.load import prompt_rows
-from shard_dist.data.mix import of_file, placed
+from shard_dist.data.mix import REPEATS, of_file, placed
 from shard_dist.data.near import Near
 from shard_dist.engines.rows import TableRows
 from shard_dist.engines.spool import Spool
@@ -29,7 +29,7 @@ from shard_dist.recipes.base import Recipe, find, options_of
 from shard_dist.recipes.selection import Decision, Jury
 from shard_dist.records import Example, Record
 from shard_dist.rundir import Run, Stage
-from shard_dist.stages.generate import RECORDS, record_of
+from shard_dist.stages.generate import RECORDS, file_hashes, record_of
 from shard_dist.stages.judges import judge_inputs, judge_of, stage_panel
 from shard_dist.stages.roles import Engines, role_of
 
@@ -49,6 +49,7 @@ DECISION_SCHEMA = pa.schema(
         ("harm_reason", pa.string()),
         ("chosen", pa.string()),
         ("rejected", pa.string()),
+        ("thinking", pa.string()),
         ("scores", pa.string()),
         ("calls", pa.string()),
     ]
@@ -106,6 +107,7 @@ def inputs(run: Run) -> dict[str, Any]:
         "judge": judge_inputs(config, config.select),
         "raters": [value_hash(identity) for _, identity in raters_of(config)],
         "mix": [file_hash(Path(mix.path)) for mix in config.recipe.mix],
+        "files": file_hashes(config.recipe),
         "chat": [dict(message) for message in Templates(config.recipe.templates).chat("")],
         "seed": config.run.seed,
     }
@@ -122,15 +124,17 @@ def work(run: Run, progress: Progress) -> dict[str, Any]:
         decisions = engines.run("records", program, records, asdict, empty=recipe.empty())
         counts = engines.counts()
     write_rows(run / "decisions.parquet", decisions.ordered(), DECISION_SCHEMA)
-    mixed, reasons = from_files(run, recipe, jury.options)
+    near, left_out = near_test(run), Counter[str]()
+    mixed, reasons = from_files(run, recipe, jury.options, near)
     sizes = {
         split: write_examples(
             run / "examples" / f"{split}.parquet",
-            chain(chosen(judged(source, decisions), split, recipe, run), mixed[split]),
+            chain(chosen(judged(source, decisions), split, recipe, run, near, left_out), mixed[split]),
         )
         for split in ("train", "val")
     }
-    summary = {**summarise(judged(source, decisions), jury.panel.name), "from_files": dict(reasons)}
+    found = summarise(judged(source, decisions), jury.panel.name)
+    summary = {**found, "from_files": dict(reasons), "left_out": dict(left_out)}
     write_json(run / "selection.json", summary)
     if not sizes["train"]:
         raise ValueError(
@@ -141,15 +145,20 @@ def work(run: Run, progress: Progress) -> dict[str, Any]:
     return {**considered, **({"from_files": dict(reasons)} if reasons else {}), **sizes, **counts}
 
 
-def from_files(run: Run, recipe: Recipe, options: Any) -> tuple[dict[str, list[Example]], Counter[str]]:
+def near_test(run: Run) -> Near:
+    """Finds what repeats a prompt of the test set."""
+    test = prompt_rows(run.require("prompts.parquet", "prompts"), ("test",))
+    return Near((prompt.text for prompt in test.read(range(len(test)))), run.config.data.near_duplicates)
+
+
+def from_files(run: Run, recipe: Recipe, options: Any, near: Near) -> tuple[dict[str, list[Example]], Counter[str]]:
     """Examples of recipe.mix and of the recipe's own files by split, and what became of all of them."""
     config, seed = run.config, run.config.run.seed
     reasons: Counter[str] = Counter()
     files = [of_file(mix, seed) for mix in config.recipe.mix]
-    test = prompt_rows(run.require("prompts.parquet", "prompts"), ("test",))
-    near = Near((prompt.text for prompt in test.read(range(len(test)))), config.data.near_duplicates)
+    own = recipe.added(options, seed, Templates(config.recipe.templates))
     found: dict[str, list[Example]] = {"train": [], "val": []}
-    for split, example in placed(chain(*files, recipe.added(options, seed)), near, config.data.split, seed, reasons):
+    for split, example in placed(chain(*files, own), near, config.data.split, seed, reasons):
         found[split].append(example)
     return found, reasons
 
@@ -160,12 +169,23 @@ def judged(source: Path, decisions: Spool) -> Iterator[tuple[Record, Decision]]:
     return ((record_of(row), Decision(**decision)) for row, decision in rows)
 
 
-def chosen(pairs: Iterable[tuple[Record, Decision]], split: str, recipe: Recipe, run: Run) -> Iterator[Example]:
-    """A split's examples, as the recipe makes them of the records that were kept."""
+def chosen(
+    pairs: Iterable[tuple[Record, Decision]], split: str, recipe: Recipe, run: Run, near: Near, left_out: Counter[str]
+) -> Iterator[Example]:
+    """A split's examples, as the recipe makes them of the records that were kept.
+
+    A recipe may write prompts of its own: those that repeat a test prompt are left out and counted.
+    """
     templates = Templates(run.config.recipe.templates)
     for record, decision in pairs:
-        if decision.keep and record.prompt.split == split:
-            yield from recipe.examples(record, decision, templates)
+        if not decision.keep or record.prompt.split != split:
+            continue
+        for example in recipe.examples(record, decision, templates):
+            text = example.messages[-1]["content"]
+            if text != record.prompt.text and near.find(text):
+                left_out[REPEATS] += 1
+            else:
+                yield example
 
 
 def summarise(pairs: Iterable[tuple[Record, Decision]], judge: str) -> dict[str, Any]:

@@ -10,10 +10,11 @@ A *term* says how a segment's labelled tokens enter the loss. Legend: L tokens o
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jinja2
@@ -22,10 +23,15 @@ from transformers import PreTrainedTokenizerBase
 
 from shard_dist.config.training import TrainConfig
 from shard_dist.prompts.render import defuse, special_tokens
-from shard_dist.records import Example, Key
+from shard_dist.records import Example, Key, Message
 
 IGNORE = -100  # the label that torch's cross-entropy skips
 TERMS = ("sft", "derta.safe", "derta.refusal", "dpo.chosen", "dpo.rejected")
+MARKS = ("</think>", "<think>")
+# A prompt may end in a block for thinking, open or already closed; the first group is what follows its opening mark.
+BLOCK = re.compile(r"<think>(\s*)(</think>\s*)?\Z")
+EMPTY_BLOCK = re.compile(r"\A(<think>\s*)?</think>\s*")
+THINKING = ("reasoning_content", "thinking")  # what templates call it (Qwen, GLM, DeepSeek; gpt-oss)
 
 
 @dataclass(frozen=True)
@@ -79,21 +85,23 @@ class Encoder:
     def items(self, examples: Iterable[Example]) -> Iterator[Item]:
         """Items of at most max_tokens tokens, in order.
 
-        Raises ValueError for an unknown objective, an empty answer, a template that hides the answer, a token that
-        the model does not have.
+        Raises ValueError for an unknown objective, an empty answer, thinking where the objective has no use for it, a
+        template that hides the answer or the thinking, a token that the model does not have.
         """
         for example in examples:
             if example.objective not in OBJECTIVES:
                 raise ValueError(
                     f"{_name(example)}: no objective {example.objective!r}; one of {', '.join(OBJECTIVES)}"
                 )
+            if example.thinking and example.objective != "sft":
+                raise ValueError(f"{_name(example)}: thinking is trained on by sft, not by {example.objective}")
             self.counts["examples"] += 1
             item = Item((example.dataset, example.id), OBJECTIVES[example.objective](example, self))
             self._check(item)
             yield from self._fitting(item)
 
-    def turn(self, example: Example, answer: str) -> tuple[list[int], int]:
-        """Ids of prompt and answer, and the length of the prompt, which is exactly what is asked at inference.
+    def turn(self, example: Example, answer: str, thinking: str = "") -> tuple[list[int], int]:
+        """Ids of prompt, thinking and answer, and the length of the prompt, which is exactly what inference asks with.
 
         White space around the answer is dropped: a leading newline could merge with the last token of the prompt.
         """
@@ -101,20 +109,38 @@ class Encoder:
             empty = "target" if answer == example.target else "rejected answer"
             raise ValueError(f"{_name(example)}: its {empty} is empty, which the objective {example.objective} needs")
         messages = [{"role": m["role"], "content": defuse(m["content"], self.specials)} for m in example.messages]
-        reply = {"role": "assistant", "content": defuse(answer.strip(), self.specials)}
-        apply: Any = self.tokenizer.apply_chat_template
+        reply = {"role": "assistant", "content": defuse(answer.strip(), self.marks)}
+        thought = defuse(thinking.strip(), self.marks)
         try:
-            prompt = apply(messages, add_generation_prompt=True, return_dict=False, **self.template)
-            full = apply([*messages, reply], return_dict=False, **self.template)
+            prompt, full = self._ids(messages, reply, thought)
         except jinja2.TemplateError as error:  # templates refuse, for instance, a system message
             raise ValueError(f"{_name(example)}: the chat template fails on its messages: {error}") from error
         if full[: len(prompt)] != prompt or len(full) == len(prompt):
+            after = "its thinking and the answer" if thought else "the answer"
             raise ValueError(
-                f"{_name(example)}: the chat template does not continue the prompt with the answer, so there is no "
-                "telling which tokens are the model's own; other chat_template_kwargs may help "
-                "(enable_thinking: false for some reasoning models)"
+                f"{_name(example)}: the chat template does not continue the prompt with {after}, so there is no "
+                "telling which tokens are the model's own; other chat_template_kwargs may help (enable_thinking for "
+                "reasoning models)"
             )
         return full, len(prompt)
+
+    def _ids(self, messages: list[Message], reply: Message, thought: str) -> tuple[list[int], list[int]]:
+        """Ids of the prompt and of the whole, by the template alone where it goes on from the prompt to the reply."""
+        apply: Any = partial(self.tokenizer.apply_chat_template, return_dict=False, **self.template)
+        plain = [*messages, reply]
+        whole = [*messages, {**reply, **dict.fromkeys(THINKING, thought)}] if thought else plain
+        prompt, full = apply(messages, add_generation_prompt=True), apply(whole)
+        if full[: len(prompt)] == prompt and (not thought or full != apply(plain)):
+            return prompt, full
+        asked, written = apply(messages, add_generation_prompt=True, tokenize=False), apply(plain, tokenize=False)
+        text = continued(asked, written, thought)
+        return prompt, self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    @cached_property
+    def marks(self) -> tuple[str, ...]:
+        """What an answer may not spell: control tokens, and the marks at which its template would cut it."""
+        cuts = MARKS[0] in str(self.tokenizer.chat_template)
+        return (*self.specials, *(MARKS if cuts else ()))
 
     @cached_property
     def specials(self) -> tuple[str, ...]:
@@ -159,8 +185,8 @@ class Encoder:
 
 
 def sft(example: Example, encoder: Encoder) -> tuple[Segment, ...]:
-    """Loss on the answer and the end of its turn."""
-    return (_answered(example, example.target, encoder, "sft"),)
+    """Loss on the answer and the end of its turn, and on the thinking before it where the example has some."""
+    return (_answered(example, example.target, encoder, "sft", example.thinking),)
 
 
 def dpo(example: Example, encoder: Encoder) -> tuple[Segment, ...]:
@@ -201,8 +227,23 @@ def derta(example: Example, encoder: Encoder) -> tuple[Segment, ...]:
 OBJECTIVES: dict[str, Callable[[Example, Encoder], tuple[Segment, ...]]] = {"sft": sft, "dpo": dpo, "derta": derta}
 
 
-def _answered(example: Example, answer: str, encoder: Encoder, term: str) -> Segment:
-    full, prompt = encoder.turn(example, answer)
+def continued(asked: str, written: str, thought: str) -> str:
+    """The prompt's text `asked`, thinking, answer and end of the turn, where a template opens a block for thinking in
+    the prompt and drops it from turns that are over, or writes an empty block in other tokens than the prompt's.
+
+    `written` is the conversation by the template, without the thinking; where there is none an open block is closed at
+    once. "" where the prompt has no such block, or a closed one and there is thinking.
+    """
+    block = BLOCK.search(asked)
+    if block is None or not written.startswith(head := asked[: block.start()]) or (thought and block[2]):
+        return ""
+    answer = EMPTY_BLOCK.sub("", written[len(head) :])
+    # As much space as follows the opening mark goes before the closing one, and twice as much behind it.
+    return asked + ("" if block[2] else f"{thought}{block[1] if thought else ''}</think>{block[1] * 2}") + answer
+
+
+def _answered(example: Example, answer: str, encoder: Encoder, term: str, thinking: str = "") -> Segment:
+    full, prompt = encoder.turn(example, answer, thinking)
     ids = np.array(full)
     return Segment(ids, np.where(np.arange(len(ids)) < prompt, IGNORE, ids), term)
 

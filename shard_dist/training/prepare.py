@@ -25,7 +25,7 @@ from shard_dist.training.packing import pack
 from shard_dist.training.sequence import check_sequence
 from shard_dist.training.tokens import TokenSet, finished, open_tokens, write_tokens
 
-ENCODING = 1  # raise it when the same examples get other tokens
+ENCODING = 2  # raise it when the same examples get other tokens
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,21 @@ from shard_dist.records import Example
 
 ONE = Example("d", "1", ({"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}), "hello")
 PAIR = replace(ONE, id="2", target="שלום\n", objective="dpo", rejected="לא")
+THOUGHT = replace(ONE, id="3", thinking="They greet.\n\nI greet back.")
 
 
 def test_examples_survive_the_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "e.parquet"
-    write_examples(path, [ONE, PAIR])
-    assert list(stream_examples(path)) == [ONE, PAIR]
+    write_examples(path, [ONE, PAIR, THOUGHT])
+    assert list(stream_examples(path)) == [ONE, PAIR, THOUGHT]
     write_examples(path, [])
     assert list(stream_examples(path)) == []
 
 
-def test_a_file_from_before_there_were_pairs_still_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacks", [["thinking"], ["rejected", "thinking"]])
+def test_a_file_from_before_there_were_pairs_or_thinking_still_loads(tmp_path: Path, lacks: list[str]) -> None:
     path = tmp_path / "old.parquet"
-    old = pa.Table.from_pylist([asdict(ONE)], schema=EXAMPLE_SCHEMA).drop_columns(["rejected"])
+    old = pa.Table.from_pylist([asdict(ONE)], schema=EXAMPLE_SCHEMA).drop_columns(lacks)
     pq.write_table(old, path)
     assert list(stream_examples(path)) == [ONE]
 

@@ -46,6 +46,9 @@ PREFIX = "[INST] q [\\INST]"
         *((name, replace(SFT, messages=({**USER, "role": "tool"},)), "the role 'tool'") for name in NAMES),
         *((name, replace(SFT, rejected="n"), "a rejected answer, which the objective sft") for name in NAMES),
         ("trl", replace(SFT, objective="kto"), "no place for the objective 'kto'"),
+        *((name, replace(SFT, thinking="so"), f"{name} has no place for what a model thought") for name in NAMES[1:]),
+        *((name, replace(DPO, thinking="so"), "thinking, which the objective dpo has no use") for name in NAMES),
+        (NAMES[0], replace(SFT, thinking="\ud800"), "its thinking has half a surrogate pair"),
     ],
 )
 def test_what_a_format_cannot_hold_is_named_and_nothing_is_written(

@@ -108,7 +108,9 @@ def seed_run(
         place = f"run.dir={tmp_path / 'run'}"
         config = load_config("configs/demo.yaml", [f"recipe.name={recipe}", place, *words, *SMALL, *settings])
         # The command line refuses a student behind http: it has no weights to train. This one has: `model` is a folder.
-        config = replace(config, models=dict.fromkeys(config.models, seed_server))
+        told = {role: spec.chat_template_kwargs for role, spec in config.models.items()}  # makes a role another model
+        models = {role: replace(seed_server, chat_template_kwargs=values) for role, values in told.items()}
+        config = replace(config, models=models)
         for stage in (generate.STAGE, select.STAGE):
             stage.check(config)
         run, progress = open_run(config), Progress(Console(quiet=True), 60)

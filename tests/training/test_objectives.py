@@ -109,7 +109,7 @@ def test_an_example_that_cannot_be_trained_on_is_refused_by_name(
         items(encoder(tiny), example)
 
 
-THINKS = "<|im_start|>assistant\n<think>{% endif"
+REASONS = "<|im_start|>assistant\n<reasoning>{% endif"
 SPEAKS = "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
 
@@ -127,7 +127,7 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system 
 )
 def test_a_template_that_leaves_nothing_to_learn_is_refused(tiny: ModuleType, template: str, expected: str) -> None:
     if template == "forgetful":
-        template = tiny.TEMPLATE.replace("<|im_start|>assistant\n{% endif", THINKS)
+        template = tiny.TEMPLATE.replace("<|im_start|>assistant\n{% endif", REASONS)
     with pytest.raises(ValueError, match=f"example d/1: {expected}"):
         items(encoder(tiny, template), replace(ONE, target="h"))
 
