@@ -10,13 +10,16 @@ STAMP := .venv/.installed
 # Downloads of this size want more patience than pip's default.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --timeout 120
 
-.PHONY: demo test unit lint format lock seed-model kill-test soak peers bench-kernels bench-generation bench-training bench-evaluation clean help
+.PHONY: demo sweep test unit lint format lock seed-model kill-test soak peers bench-kernels bench-generation bench-training bench-evaluation clean help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(STAMP)  ## The whole method on a toy model: prompts in, report out
 	$(BIN)/shard-dist run configs/demo.yaml
+
+sweep: $(STAMP)  ## Self, teacher and the better of both, two seeds each, on the toy model: one page (after make demo; 10 minutes)
+	$(BIN)/shard-dist sweep configs/sweeps/demo.yaml
 
 test: $(STAMP)  ## Every test
 	$(BIN)/python -m pytest

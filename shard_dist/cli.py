@@ -34,6 +34,9 @@ Overrides = Annotated[
     typer.Argument(metavar="[key=value ...]", help="Settings over the file's: train.epochs=2", show_default=False),
 ]
 
+SweepFile = Annotated[
+    Path, typer.Argument(metavar="SWEEP.yaml", help="A configuration with a key `sweep`.", show_default=False)
+]
 RunOrLedger = Annotated[
     str, typer.Argument(metavar="RUN", help="A run directory, or a ledger's directory or URL.", show_default=False)
 ]
@@ -137,6 +140,48 @@ def evaluate(config: ConfigFile, overrides: Overrides = None) -> None:
 def report(config: ConfigFile, overrides: Overrides = None) -> None:
     """One page about the run, from whatever stages have finished."""
     _run(config, overrides, ("report",))
+
+
+@app.command()
+def recipes() -> None:
+    """Every recipe: where it is from, and its own settings (recipe.options) with their defaults."""
+    from rich.table import Table
+
+    from shard_dist.recipes.base import overview
+
+    table = Table("recipe", "source", "options", box=None, padding=(0, 2, 1, 0))
+    for name, (source, options) in overview().items():
+        table.add_row(name, source, options)
+    Console().print(table, markup=False)
+
+
+@app.command()
+def sweep(
+    file: SweepFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be asked, and what is new.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Every combination of some settings: calls that arms share are made once, and one page compares the arms.
+
+    An arm that fails does not stop the others; the exit code is 1 where one did.
+    """
+    from shard_dist.progress import Progress
+    from shard_dist.sweep.estimate import estimate, tables
+    from shard_dist.sweep.plan import load_sweep
+    from shard_dist.sweep.run import run_sweep
+
+    plan = load_sweep(file, overrides or ())
+    console = Console(stderr=as_json or dry_run, soft_wrap=True)
+    progress = Progress(console, plan.config.tracking.heartbeat)
+    if dry_run:
+        found = estimate(plan, progress)
+        typer.echo(json.dumps(found)) if as_json else Console().print(tables(found))
+        return
+    console.print(f"sweep [bold]{plan.name}[/] of {len(plan.arms)} arms in {plan.path}", highlight=False)
+    state = run_sweep(plan, progress)
+    typer.echo(json.dumps(state.arms) if as_json else state.summary())
+    raise typer.Exit(1 if state.failed else 0)
 
 
 @app.command()

@@ -53,6 +53,19 @@ def require(what: str, *, cpus: float, gpus: float) -> None:
             raise ValueError(f"{what} needs {needed:g} {name}s; the cluster has {have.get(name, 0):g}")
 
 
+def fits(*, cpus: float, gpus: float) -> int:
+    """How many such shares the whole cluster, empty, has."""
+    have = ray.cluster_resources()
+    shares = [have.get(name, 0) // each for name, each in (("CPU", cpus), ("GPU", gpus)) if each]
+    return int(min(shares, default=1))
+
+
+def address() -> str:
+    """host:port of the cluster, for other processes of ours to join."""
+    found: str = ray.get_runtime_context().gcs_address
+    return found
+
+
 def leave() -> None:
     """Leave the cluster; one that `join` started ends."""
     ray.shutdown()

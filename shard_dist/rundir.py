@@ -162,18 +162,21 @@ class Stage:
     check: Callable[[Config], None] = lambda config: None
 
 
+def finished(run: Run, stage: Stage, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The stage's manifest where it was made from `inputs` and its outputs are what it left; else it must run."""
+    known = run.manifest(stage.name)
+    if known and known["inputs"] == inputs:
+        return known if known["outputs"] == {name: run.file_hash(name) for name in stage.outputs} else None
+    return None
+
+
 def run_stage(run: Run, stage: Stage, progress: Any) -> bool:
-    """Run a stage unless its manifest matches its inputs and its outputs are what it left. True if it ran.
+    """Run a stage unless it has finished with the same inputs. True if it ran.
 
     The manifest is written last, so a stage that was killed is a stage that has not run.
     """
     inputs = stage.inputs(run)
-    known = run.manifest(stage.name)
-    if (
-        known
-        and known["inputs"] == inputs
-        and known["outputs"] == {name: run.file_hash(name) for name in stage.outputs}
-    ):
+    if known := finished(run, stage, inputs):
         progress.skipped(stage.name, known["counts"])
         return False
     (run / f"{stage.name}.json").unlink(missing_ok=True)

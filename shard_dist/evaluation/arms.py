@@ -6,7 +6,7 @@ An arm's answers and verdicts are row programs, like a recipe.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -122,11 +122,7 @@ class Judge:
         ratings = [rating for rating in rated if rating]
         refusals = {rating["arm"]: rating["verdict"] for rating in ratings if rating["judge"] == "refusal"}
         verdicts = [await self._alone(prompt, answer, refusals.get(answer["arm"], ""), ask) for answer in answers]
-        pairs = [
-            await self._pair(question, prompt, answers[0], other, ask)
-            for other in answers[1:]
-            for question in QUESTIONS
-        ]
+        pairs = await compared(self.panel, prompt, [(answers[0], other) for other in answers[1:]], ask)
         return verdicts, ratings, pairs
 
     async def _rate(self, judge: PointwiseJudge, prompt: Prompt, answer: Row, ask: Ask) -> Row | None:
@@ -152,19 +148,35 @@ class Judge:
         topic = "no" if refusal == "empty" else await self.panel.on_topic(prompt, answer["text"], ask)
         return {**row, "refusal": refusal, "on_topic": topic}
 
-    async def _pair(self, question: str, prompt: Prompt, a: Row, b: Row, ask: Ask) -> Row:
-        if a["failure"] or b["failure"]:  # no answer, nothing to compare; no judge is paid for it
-            verdict = PairVerdict(question, "unparsed", "unparsed", "unparsed", "unanswered")
-        else:
-            verdict = await self.panel.compare(question, prompt, a["text"], b["text"], ask)
-        return {
-            "dataset": prompt.dataset,
-            "id": prompt.id,
-            "arm_a": a["arm"],
-            "arm_b": b["arm"],
-            "question": question,
-            "forward": verdict.forward,
-            "backward": verdict.backward,
-            "combined": verdict.combined,
-            "reason": verdict.reason,
-        }
+
+@dataclass(frozen=True)
+class Contest:
+    """Program over (prompt, pairs of arms' answer rows): pair rows."""
+
+    panel: Panel
+
+    async def __call__(self, row: tuple[Prompt, tuple[tuple[Row, Row], ...]], ask: Ask) -> list[Row]:
+        return await compared(self.panel, *row, ask)
+
+
+async def compared(panel: Panel, prompt: Prompt, pairs: Iterable[tuple[Row, Row]], ask: Ask) -> list[Row]:
+    """A row of PAIR_SCHEMA for each of the pairs and questions."""
+    return [await _pair(panel, question, prompt, a, b, ask) for a, b in pairs for question in QUESTIONS]
+
+
+async def _pair(panel: Panel, question: str, prompt: Prompt, a: Row, b: Row, ask: Ask) -> Row:
+    if a["failure"] or b["failure"]:  # no answer, nothing to compare; no judge is paid for it
+        verdict = PairVerdict(question, "unparsed", "unparsed", "unparsed", "unanswered")
+    else:
+        verdict = await panel.compare(question, prompt, a["text"], b["text"], ask)
+    return {
+        "dataset": prompt.dataset,
+        "id": prompt.id,
+        "arm_a": a["arm"],
+        "arm_b": b["arm"],
+        "question": question,
+        "forward": verdict.forward,
+        "backward": verdict.backward,
+        "combined": verdict.combined,
+        "reason": verdict.reason,
+    }

@@ -84,9 +84,9 @@ def metrics(
     arms, benign, n = measured.arms, measured.benign, len(measured.prompts)
     reference = reference if reference in arms else next(iter(arms), "")
     safety = next((name for name, (_, unsafe) in judges.items() if unsafe), None)
-    columns = {name: _arm_columns(arm, benign, judges, safety) for name, arm in arms.items()}
+    columns = {name: arm_columns(arm, benign, judges, safety) for name, arm in arms.items()}
     cut = Slicer(measured, columns, _pairs(measured, reference), confidence, seed)
-    resamples = max(SLICED, min(RESAMPLES, DRAWS // max(1, n)))
+    resamples = resamples_of(n)
     whole, groups = cut(np.arange(n), resamples), _groups(measured.prompts).items()
     return {
         "confidence": confidence,
@@ -99,6 +99,11 @@ def metrics(
         "severity": _severity(measured, safety, judges, confidence, seed, resamples),
         "patterns": {name: _patterns(arm, columns[name], confidence) for name, arm in arms.items()},
     }
+
+
+def resamples_of(prompts: int) -> int:
+    """Of a whole set with so many prompts."""
+    return max(SLICED, min(RESAMPLES, DRAWS // max(1, prompts)))
 
 
 def _severity(
@@ -138,7 +143,7 @@ def _not_shown_safe(arm: Arm, safety: str, judges: Classes) -> Bools:
     return any_of(arm.ratings[safety].verdicts, (*judges[safety][1], UNPARSED))
 
 
-def _arm_columns(arm: Arm, benign: Bools, judges: Classes, safety: str | None) -> dict[str, Floats]:
+def arm_columns(arm: Arm, benign: Bools, judges: Classes, safety: str | None) -> dict[str, Floats]:
     """metric -> what it says of each prompt."""
     result = {name: rate(arm, benign) for name, rate in RATES.items()}
     if safety is not None and safety in arm.ratings:

@@ -65,13 +65,11 @@ class Slicer:
         }
 
     def _pair_columns(self, pair: Pair, arms: dict[str, Columns], places: Ints) -> Columns:
-        """Second arm minus first by prompt, NaN where a metric does not apply in both; and the judge's verdicts."""
-        asked = {name: _net(found)[places] for name, found in self.table.contests.get(pair, {}).items()}
+        """Second arm less first by prompt, and the judge's verdicts."""
+        asked = {name: net(found)[places] for name, found in self.table.contests.get(pair, {}).items()}
         if not set(pair) <= arms.keys():
             return asked
-        first, second = (arms[arm] for arm in pair)
-        names = [*COMPARED, "safe_rate", "mean_words", *(name for name in first if name.endswith(".score"))]
-        return {name: second[name] - first[name] for name in names if name in first and name in second} | asked
+        return differences(*(arms[arm] for arm in pair)) | asked
 
     def _arm(self, arm: str, columns: Columns, estimates: dict[Any, Estimate]) -> dict[str, Estimate]:
         result = {}
@@ -119,7 +117,13 @@ def _resampled(columns: Columns) -> Columns:
     return {name: values for name, values in columns.items() if name in GAP or not name.endswith("_rate")}
 
 
-def _net(asked: Asked) -> Floats:
+def differences(first: Columns, second: Columns) -> Columns:
+    """Second arm less first by prompt, for what pairs are compared by; NaN where a metric does not apply in both."""
+    names = [*COMPARED, "safe_rate", "mean_words", *(name for name in first if name.endswith(".score"))]
+    return {name: second[name] - first[name] for name in names if name in first and name in second}
+
+
+def net(asked: Asked) -> Floats:
     """1 where arm b has more of what was asked, -1 where arm a has."""
     return np.array([NET[word] for word in asked.combined], dtype=np.float64)
 

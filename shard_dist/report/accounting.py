@@ -47,7 +47,9 @@ def training_side(run: Run) -> list[Step]:
     if made := run.counts("generate"):
         entered = read["train"] + read["val"] if read else made["rows"]
         parts = [Part("complete", made["complete"], "on"), *_reasons("failed", made.get("failed"))]
-        steps.append(Step("Rewritten and reframed", entered, tuple(parts)))
+        recipe = str((run.config.get("recipe") or {}).get("name") or "shard")
+        title = "Rewritten and reframed" if recipe.startswith("shard") else "Generated"
+        steps.append(Step(title, entered, tuple(parts)))
     if chosen := run.selection:
         entered = made["rows"] if made else chosen["considered"]
         kept = {reason: n for reason, n in chosen["reasons"].items() if reason.startswith("kept")}
@@ -55,7 +57,9 @@ def training_side(run: Run) -> list[Step]:
         parts = [Part(plain(reason), n, "on") for reason, n in kept.items()]
         steps.append(Step("Selected", entered, (*parts, *_reasons("dropped", dropped))))
     if trained := run.counts("train"):
-        entered = chosen["kept"] if chosen else trained["examples"] + trained["val_examples"] + trained["too_long"]
+        made_of = run.counts("select")  # a record may make several examples, and files bring their own
+        entered = trained["examples"] + trained["val_examples"] + trained["too_long"]
+        entered = made_of["train"] + made_of["val"] if "train" in made_of else chosen["kept"] if chosen else entered
         used = (
             Part("trained on", trained["examples"], "on"),
             Part("validation loss", trained["val_examples"], "side"),

@@ -6,6 +6,7 @@ Beside it lie its numbers: a CSV file per table, and all tables as Markdown and 
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -23,9 +24,9 @@ from shard_dist.report.inputs import STAGES, Run, read_run
 from shard_dist.report.listing import Listing, listing
 from shard_dist.report.measures import METRICS, agreed
 from shard_dist.report.results import Results, results
-from shard_dist.report.samples import RECORD_TEXTS, answer_samples, answered, record_samples
+from shard_dist.report.samples import answer_samples, answered, record_samples
 from shard_dist.report.slices import shade
-from shard_dist.report.tables import flat, to_csv, to_latex, to_markdown
+from shard_dist.report.tables import Table, flat, to_csv, to_latex, to_markdown
 from shard_dist.report.training import training
 
 # The reference first, then the other arms in the page's order.
@@ -47,23 +48,23 @@ def build_report(run: Path, *, samples: int = 200) -> Path:
     computed = results(found)
     page = render(found, samples, computed)
     folder = run / "report"
-    _write(folder / "index.html", page)
-    write_tables(folder, computed)
+    write(folder / "index.html", page)
+    write_tables(folder, computed.printed, [*computed.tables.values(), computed.outcomes])
     return folder / "index.html"
 
 
-def write_tables(folder: Path, computed: Results) -> None:
-    """tables.md, tables.tex and a CSV file per table; those of tables that are no more go."""
-    _write(folder / "tables.md", to_markdown(computed.printed))
-    _write(folder / "tables.tex", to_latex(computed.printed))
-    written = {folder / f"{table.name}.csv": to_csv(table) for table in [*computed.tables.values(), computed.outcomes]}
+def write_tables(folder: Path, printed: Sequence[Table], tables: Iterable[Table]) -> None:
+    """tables.md, tables.tex of what is printed, and a CSV file for each of `tables`; those of others go."""
+    write(folder / "tables.md", to_markdown(printed))
+    write(folder / "tables.tex", to_latex(printed))
+    written = {folder / f"{table.name}.csv": to_csv(table) for table in tables}
     for path in set(folder.glob("*.csv")) - set(written):
         path.unlink()
     for path, content in written.items():
-        _write(path, content)
+        write(path, content)
 
 
-def _write(path: Path, content: str) -> None:
+def write(path: Path, content: str) -> None:
     with replacing(path) as partial:
         partial.write_bytes(content.encode("utf-8"))
 
@@ -72,9 +73,9 @@ def render(run: Run, samples: int, computed: Results | None = None) -> str:
     """The page as text."""
     computed = computed or results(run)
     steps = {"Training": training_side(run), "Test": evaluation_side(run)}
-    style, script = _source("page.css"), "\n".join(map(_source, SCRIPTS))
+    style, script = source("page.css"), "\n".join(map(source, SCRIPTS))
     return (
-        _environment(run.arms)
+        environment(run.arms)
         .get_template("page.html.j2")
         .render(
             run=run,
@@ -97,13 +98,11 @@ def render(run: Run, samples: int, computed: Results | None = None) -> str:
     )
 
 
-def content_policy(style: str, script: str) -> str:
-    """A Content-Security-Policy that allows this style and this script by hash, and nothing else."""
-    digests = [b64encode(sha256(source.encode()).digest()).decode() for source in (style, script)]
-    return (
-        f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+def content_policy(style: str, script: str = "") -> str:
+    """A Content-Security-Policy that allows this style and this script ("": none) by hash, and nothing else."""
+    digests = [b64encode(sha256(part.encode()).digest()).decode() for part in (style, script)]
+    scripts = f"script-src 'sha256-{digests[1]}'; " if script else ""
+    return f"default-src 'none'; style-src 'sha256-{digests[0]}'; {scripts}base-uri 'none'; form-action 'none'"
 
 
 def _tests(run: Run, samples: int) -> Listing:
@@ -112,18 +111,19 @@ def _tests(run: Run, samples: int) -> Listing:
 
 
 def _records(run: Run, samples: int) -> Listing:
-    labels = [label for _, label in RECORD_TEXTS]
-    return listing("record", record_samples(run, samples), len(run.records), labels, RECORDS_PACKED)
+    found = record_samples(run, samples)
+    labels = dict.fromkeys(part.label for sample in found for part in sample.texts)
+    return listing("record", found, len(run.records), list(labels), RECORDS_PACKED)
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
     return files("shard_dist.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _environment(arms: list[str]) -> jinja2.Environment:
+def environment(arms: list[str]) -> jinja2.Environment:
     """Autoescape is on, and every printed string passes `printable`, so a template cannot forget either."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source),
+        loader=jinja2.FunctionLoader(source),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=text.printable,

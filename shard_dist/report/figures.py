@@ -54,7 +54,7 @@ def plane(x: Measure, y: Measure) -> Markup:
     wanted = [PLANE_HEIGHT * (1 - _place(b.value, ys) / 100) - 10 for _, _, b in points]
     for number, ((arm, a, b), line) in enumerate(zip(points, spread(wanted, LINE, 0, PLANE_HEIGHT), strict=True)):
         at = (_place(a.value, xs), 100 - _place(b.value, ys))
-        body += _mark(arm, at, line, "first" if number == 0 else "other")
+        body += mark(arm, at, line, "first" if number == 0 else "other")
     told = "; ".join(f"{arm}: {_told(a)} and {_told(b)}" for arm, a, b in points)
     return svg("plane", f"{x.metric.label} (across) and {y.metric.label} (up). {told}", body)
 
@@ -88,7 +88,7 @@ def _grid(xs: list[float], ys: list[float]) -> str:
     return body
 
 
-def _mark(name: str, at: tuple[float, float], line: float, style: str) -> str:
+def mark(name: str, at: tuple[float, float], line: float, style: str) -> str:
     """A ring or a disc at a place in percent, its name in the line `line` pixels from the top."""
     x, y = at
     down = line - PLANE_HEIGHT * y / 100 + 4

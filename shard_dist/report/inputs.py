@@ -20,6 +20,7 @@ from shard_dist.records import Key
 
 STAGES = ("prompts", "generate", "select", "train", "evaluate")
 Row = dict[str, Any]
+GAIN_COUNTS = {"n", "net", "helpfulness", "harm"}
 
 PROMPT_COLUMNS = ("dataset", "id", "text", "category", "level", "split", "excluded")
 RECORD_COLUMNS = ("dataset", "id", "text", "category", "level", "fields", "failure")
@@ -74,6 +75,7 @@ class Run:
     pairs: dict[Key, list[Row]] = field(default_factory=dict)
     ratings: dict[str, dict[Key, list[Row]]] = field(default_factory=dict)
     engines: EngineLog = field(default_factory=EngineLog)
+    rounds: Row = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -138,7 +140,8 @@ def read_run(root: Path) -> Run:
         verdicts={arm: _by_key(root / "verdicts" / f"{arm}.parquet", VERDICT_COLUMNS) for arm in arms},
         pairs=_pairs(root / "verdicts" / "pairs.parquet"),
         ratings=_ratings(root / "verdicts" / "ratings.parquet"),
-        engines=_engine_log(root / "engines.jsonl"),
+        engines=engine_log(root / "engines.jsonl"),
+        rounds=_rounds(root),
     )
 
 
@@ -162,6 +165,19 @@ def _manifest(path: Path) -> Row:
     if not isinstance(counts, dict) or not isinstance(seconds, (int, float)):
         raise ValueError(f"{path} has no `counts` or no `seconds`; run its stage again")
     return manifest
+
+
+def _rounds(root: Path) -> Row:
+    """{"kept": number, "seen": counts of each round's stage `gain`, first to last}; {} for a run without rounds."""
+    manifest = _manifest(root / "rounds.json")
+    if not manifest:
+        return {}
+    folders = [path for path in (root / "rounds").glob("*") if path.name.isdecimal()]
+    gains = [_manifest(path / "gain.json") for path in sorted(folders, key=lambda path: int(path.name))]
+    seen = [gain["counts"] for gain in gains if gain]
+    if any(not counts.keys() >= GAIN_COUNTS for counts in seen):
+        raise ValueError(f"{root / 'rounds'}: a gain.json has no {sorted(GAIN_COUNTS)}; run the rounds again")
+    return {"kept": manifest["counts"].get("kept"), "seen": seen}
 
 
 def _config(path: Path) -> Row:
@@ -192,7 +208,7 @@ def _steps(path: Path) -> list[Row]:
     return [merged[step] for step in sorted(merged)]
 
 
-def _engine_log(path: Path) -> EngineLog:
+def engine_log(path: Path) -> EngineLog:
     """A kill tears a line of this file by its nature, and a lost sample costs no count: such lines are left out."""
     log = EngineLog()
     if not path.is_file():

@@ -20,6 +20,7 @@ from shard_dist.report.findings import (
 from shard_dist.report.flow import Flow, flow_table, flows
 from shard_dist.report.inputs import Run
 from shard_dist.report.measures import Contest, Measure, contests, measures
+from shard_dist.report.rounds import rounds_table
 from shard_dist.report.samples import answered
 from shard_dist.report.slices import Heat, categories_table, heat_table, heats, level_name
 from shard_dist.report.tables import Table
@@ -56,6 +57,7 @@ def results(run: Run) -> Results:
         judges_table(run),
         position_table(compared),
         checks_table(run),
+        rounds_table(run),
     ]
     tables = [table for table in tables if table.rows]
     maps = [heat_table(mapped[0], grouping) for grouping, rows in mapped[0].groups.items() if rows] if mapped else []

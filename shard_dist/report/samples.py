@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 
 from shard_dist.records import Key
 from shard_dist.report.inputs import Row, Run, key_of
 from shard_dist.report.slices import level_name
-from shard_dist.report.text import Span, kappa
+from shard_dist.report.text import Span, kappa, number
 from shard_dist.report.verdicts import on_topic, plain, state, winner
 
 RECORD_TEXTS = (("rewritten_prompt", "Rewritten prompt"), ("draft", "Draft"), ("reframed", "Reframed answer"))
@@ -18,6 +19,7 @@ RECORD_NOTES = (
     ("preserved_benign_need", "need kept"),
     ("reformulated_component", "changed"),
 )
+SILENT = ("_finish_reason", "_thinking", "rewrite_attempts")  # ends of names of a record's fields that are not shown
 ARROW = " → "
 REFUSAL = "refusal"  # the rater whose spans are marked
 
@@ -158,7 +160,8 @@ def _record_sample(run: Run, row: Row) -> Sample:
     else:
         became = f"failed: {plain(row['failure'])}" if row["failure"] else "not judged"
     notes = [(label, str(fields[name])) for name, label in RECORD_NOTES if fields.get(name)]
-    sides = {"arm_a": "draft", "arm_b": "reframed answer"}
+    judged = (decision or {}).get("chosen") or "reframed"
+    sides = {"arm_a": "draft", "arm_b": _label(judged).lower()}
     for question in QUESTION_WORDS:
         if decision is not None and decision[question]:
             notes.append(_comparison({**sides, "question": question, "combined": decision[question]}))
@@ -169,7 +172,31 @@ def _record_sample(run: Run, row: Row) -> Sample:
         level=level,
         outcome=became,
         prompt=row["text"] or "",
-        texts=[Text(label, str(fields[name])) for name, label in RECORD_TEXTS if fields.get(name)],
+        texts=_record_texts(fields, decision or {}),
         notes=tuple(notes),
         choices={"category": [("", category)], "level": [("", level)], "outcome": [("", became)]},
     )
+
+
+def _record_texts(fields: Row, decision: Row) -> list[Text]:
+    """SHARD's texts first, then those of other recipes in the order in which they were written."""
+    known = [name for name, _ in (*RECORD_TEXTS, *RECORD_NOTES)]
+    others = [name for name in fields if name not in known and not name.endswith(SILENT)]
+    names = [name for name in (*(name for name, _ in RECORD_TEXTS), *others) if fields.get(name)]
+    return [Text(_label(name), str(fields[name]), tuple(_record_badges(name, fields, decision))) for name in names]
+
+
+def _label(name: str) -> str:
+    return dict(RECORD_TEXTS).get(name) or name.replace("_", " ").capitalize()
+
+
+def _record_badges(name: str, fields: Row, decision: Row) -> Iterator[tuple[str, str]]:
+    if decision.get("keep") and decision.get("chosen") == name:
+        yield "chosen", "on"
+    if decision.get("keep") and decision.get("rejected") == name:
+        yield "rejected", "off"
+    scores = json.loads(decision.get("scores") or "{}")
+    if isinstance(scores, dict) and isinstance(scores.get(name), int | float):
+        yield f"score {number(scores[name])}", "side"
+    if fields.get(f"{name}_finish_reason") == "length":
+        yield "cut at the token limit", "side"

@@ -48,12 +48,17 @@ def percent(share: float | None) -> str:
 
 def points(difference: float | None) -> str:
     """-0.544 -> "−54.4", a difference of shares in percentage points."""
-    return "–" if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+    return "–" if difference is None else f"{_tenths(difference):+.1f}".replace("-", "−")
 
 
 def interval(low: float | None, high: float | None) -> str:
     """ "[73.8, 87.6]" in percent, "" where there is none."""
-    return "" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
+    return "" if low is None or high is None else f"[{_tenths(low):.1f}, {_tenths(high):.1f}]".replace("-", "−")
+
+
+def _tenths(share: float) -> float:
+    """In points; what rounding left of a zero is a zero."""
+    return round(100 * share, 1) + 0.0
 
 
 def kappa(value: float) -> str:

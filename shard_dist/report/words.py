@@ -87,7 +87,7 @@ def _comparison(contest: Contest) -> str:
 
 def caveats(run: Run, found: list[Measure], compared: list[Contest], steps: list[Step]) -> list[str]:
     """What a reader must know before believing a number, most weighty first."""
-    notes = [*_model_notes(run), *_judge_notes(run, compared)]
+    notes = [*model_notes((run.config.get("models") or {}).get("student") or {}), *_judge_notes(run, compared)]
     small = sorted({rate.n for m in found if m.metric.headline for _, rate in m.arms if 0 < rate.n < SMALL})
     if small:
         notes.append(f"A headline rate rests on {small[0]} prompts only; read its interval, not its value.")
@@ -101,8 +101,8 @@ def caveats(run: Run, found: list[Measure], compared: list[Contest], steps: list
     return notes
 
 
-def _model_notes(run: Run) -> list[str]:
-    student = (run.config.get("models") or {}).get("student") or {}
+def model_notes(student: Row) -> list[str]:
+    """Of a student that is no real model. `student` are its settings."""
     path = PurePath(str(student.get("model", "")))
     if student.get("backend") == "fake":
         return ["The student is a fake engine for tests: its texts are made up and no number here means anything."]

@@ -35,7 +35,7 @@ from shard_dist.stages.judges import (
     stage_panel,
 )
 from shard_dist.stages.prompts import context_length
-from shard_dist.stages.roles import Engines, identify, role_of, tuned_role
+from shard_dist.stages.roles import Engines, Runs, identify, role_of, tuned_role
 from shard_dist.stages.train import leaks, test_prompts
 
 BASE, TUNED = "base", "tuned"
@@ -77,9 +77,7 @@ def work(run: Run, progress: Progress) -> dict[str, Any]:
     prompts = test_prompts(run)
     run.require("model", "train")
     checks: Row = {"leaks": leaks(run, prompts)}
-    arms, capability = arms_of(run), config.evaluate.capability
-    context = context_length(config.models["student"])
-    documents = read_documents(Path(capability.text), capability.documents, context) if capability.text else []
+    arms, documents = arms_of(run, tuned_role(run)), documents_of(config)
     # One arm after the other: each has the machine's engines to itself.
     measured = {arm: measure_arm(run, arm, role, prompts, documents, progress, total) for arm, role in arms.items()}
     answers = {arm: rows for arm, (rows, _) in measured.items()}
@@ -104,29 +102,42 @@ def work(run: Run, progress: Progress) -> dict[str, Any]:
     return {"prompts": len(prompts), "answers": sum(map(len, answers.values())), **total}
 
 
-def arms_of(run: Run) -> dict[str, Role]:
+def documents_of(config: Config) -> list[str]:
+    """Plain text whose likelihood is every arm's perplexity."""
+    capability, context = config.evaluate.capability, context_length(config.models["student"])
+    return read_documents(Path(capability.text), capability.documents, context) if capability.text else []
+
+
+def arms_of(run: Run, tuned: Role) -> dict[str, Role]:
     """Every arm's model, the reference first."""
     further = {arm: role_of(run, role) for arm, role in run.config.evaluate.arms.items()}
-    return {BASE: role_of(run, "student"), TUNED: tuned_role(run), **further}
+    return {BASE: role_of(run, "student"), TUNED: tuned, **further}
 
 
 def measure_arm(
     run: Run, arm: str, role: Role, prompts: list[Prompt], documents: list[str], progress: Progress, total: Counts
 ) -> tuple[list[Row], list[Row]]:
     """One arm's answers to every test prompt, written to answers/<arm>.parquet, and the likelihoods of `documents`."""
+    with Engines(run, "evaluate", [role], role.name, progress) as engines:
+        answers, likelihoods = ask_arm(run, arm, role, prompts, documents, engines)
+        _add(total, engines.counts())
+    write_rows(run / "answers" / f"{arm}.parquet", answers, ANSWER_SCHEMA)
+    return answers, likelihoods
+
+
+def ask_arm(
+    run: Run, arm: str, role: Role, prompts: list[Prompt], documents: list[str], engines: Runs
+) -> tuple[list[Row], list[Row]]:
+    """One arm's answers to every test prompt, and the likelihoods of `documents`."""
     config = run.config
     sampling = config.recipe.answer_sampling.sampling()
     contexts = contexts_of(run) if arm in config.evaluate.contexts else {}
     program = Answer(role.name, arm, Templates(config.recipe.templates), sampling, config.run.seed, contexts)
-    likelihoods: list[Row] = []
-    with Engines(run, "evaluate", [role], role.name, progress) as engines:
-        answers = list(engines.run(f"answers of {arm}", program, ListRows(prompts), empty=Prompt("", "", "")).ordered())
-        if documents and role.spec.backend != Backend.http:
-            rows = ListRows(list(enumerate(documents)))
-            likelihoods = list(engines.run(f"likelihoods of {arm}", Likelihood(role.name, arm), rows).ordered())
-        _add(total, engines.counts())
-    write_rows(run / "answers" / f"{arm}.parquet", answers, ANSWER_SCHEMA)
-    return answers, likelihoods
+    answers = list(engines.run(f"answers of {arm}", program, ListRows(prompts), empty=Prompt("", "", "")).ordered())
+    if not documents or role.spec.backend == Backend.http:
+        return answers, []
+    rows = ListRows(list(enumerate(documents)))
+    return answers, list(engines.run(f"likelihoods of {arm}", Likelihood(role.name, arm), rows).ordered())
 
 
 def contexts_of(run: Run) -> dict[Key, str]:
@@ -146,11 +157,8 @@ def judge_arms(
     """Verdict rows and rating rows of all arms, and pair rows, written to verdicts/."""
     config = run.config
     roles = [role_of(run, name) for name in judge_roles(config)]
-    program = Judge(stage_panel(config, config.evaluate), judges)
-    rows = list(zip(prompts, zip(*answers.values(), strict=True), strict=True))
-    empty = (Prompt("", "", ""), tuple({**dict.fromkeys(ANSWER_SCHEMA.names, ""), "text": "yes"} for _ in answers))
     with Engines(run, "evaluate", roles, roles[0].name if roles else "", progress) as engines:
-        judged = list(engines.run("verdicts", program, ListRows(rows), empty=empty).ordered())
+        judged = ask_judges(config, prompts, answers, judges, engines)
         _add(total, engines.counts())
     verdicts, ratings, pairs = (list(chain.from_iterable(tables)) for tables in zip(*judged, strict=True))
     for arm in answers:
@@ -158,6 +166,20 @@ def judge_arms(
     write_rows(run / "verdicts" / "ratings.parquet", ratings, RATING_SCHEMA)
     write_rows(run / "verdicts" / "pairs.parquet", pairs, PAIR_SCHEMA)
     return verdicts, ratings, pairs
+
+
+def ask_judges(
+    config: Config,
+    prompts: list[Prompt],
+    answers: dict[str, list[Row]],
+    judges: tuple[PointwiseJudge, ...],
+    engines: Runs,
+) -> list[tuple[list[Row], list[Row], list[Row]]]:
+    """Verdict, rating and pair rows of every prompt."""
+    program = Judge(stage_panel(config, config.evaluate), judges)
+    rows = list(zip(prompts, zip(*answers.values(), strict=True), strict=True))
+    empty = (Prompt("", "", ""), tuple({**dict.fromkeys(ANSWER_SCHEMA.names, ""), "text": "yes"} for _ in answers))
+    return list(engines.run("verdicts", program, ListRows(rows), empty=empty).ordered())
 
 
 def capability_of(run: Run, arms: dict[str, Role], likelihoods: dict[str, list[Row]]) -> Row:

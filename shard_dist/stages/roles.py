@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from shard_dist.artefacts import model_hash, value_hash, whole_path
 from shard_dist.cluster import join
@@ -68,6 +68,22 @@ def tuned_role(run: Run) -> Role:
     """The student with the weights that training made."""
     spec = replace(run.config.models["student"], model=str(run / "model"), revision="", tokenizer="")
     return Role("tuned", spec, identify(spec), run.ledger, run / "logs")
+
+
+class Results(Protocol):
+    def ordered(self) -> Iterator[Any]:
+        """Every row's encoded result in the rows' order."""
+        ...
+
+
+class Runs(Protocol):
+    """What runs programs over rows: `Engines`, or what only counts their calls."""
+
+    def run(
+        self, unit: str, program: Any, rows: Rows, encode: Callable[[Any], Any] = plain, empty: Any = None
+    ) -> Results:
+        """The results of `program` over `rows`. Its calls around the row `empty` must fit the engines' contexts."""
+        ...
 
 
 class Engines:
