@@ -202,9 +202,10 @@ def test_a_sweep_has_arms_that_fit(file: Path, project: Path) -> None:
         check_qwen35(arm.config)
 
 
-def test_the_papers_sweep_is_every_student_by_itself_and_by_the_teacher(project: Path) -> None:
+def test_the_papers_sweep_is_every_student_by_all_four_ways(project: Path) -> None:
     arms = arms_of(CONFIGS / "sweeps/paper.yaml")
-    assert {arm.name for arm in arms} == {f"{file.stem}-{by}" for file in STUDENTS for by in ("self", "teacher")}
+    ways = ("self", "teacher", "rational", "rational_teacher")
+    assert {arm.name for arm in arms} == {f"{file.stem}-{by}" for file in STUDENTS for by in ways}
     assert len({arm.config.models["student"].model for arm in arms}) == len(STUDENTS) == 7
 
 
