@@ -52,17 +52,25 @@ def answer(sweep: Sweep, student: str) -> Answer:
     if not shown:
         told = f"None of {len(tests)} tests between {everyone} shows one; that is no proof that they are equal."
         return Answer(student, "No difference can be claimed", told)
-    return Answer(student, "No winner can be claimed", _undecided(variants, tests, shown))
+    first = _unbeaten(names, shown)
+    some = 1 < len(first) < len(names)
+    verdict = f"No winner between {_listed(first)}" if some else "No winner can be claimed"
+    return Answer(student, verdict, _undecided(variants, tests, shown))
+
+
+def _unbeaten(names: dict[str, str], shown: list[Test]) -> list[str]:
+    """Labels of those than which no other is shown to be more helpful."""
+    beaten = {_positive(test).a for test in shown if test.metric == "helpfulness"}
+    return [label for name, label in names.items() if name not in beaten]
 
 
 def _undecided(variants: list[Variant], tests: list[Test], shown: list[Test]) -> str:
     """Who is not shown to be beaten, and the claims that bear on the question most."""
     names = {variant.name: variant.label for variant in variants}
     seen = [_positive(test) for test in sorted(shown, key=lambda test: test.metric not in QUESTIONS)]
-    beaten = {test.a for test in seen if test.metric == "helpfulness"}
     parts = [f"{len(shown)} of {len(tests)} tests show a difference."]
     if len(names) > 2:
-        first = [label for name, label in names.items() if name not in beaten]
+        first = _unbeaten(names, shown)
         parts.append(f"No arm is shown to be more helpful than {_listed(first)}." if first else "")
         taught = {variant.name for variant in variants if variant.by in TAUGHT}
         alone = {variant.name for variant in variants if variant.by == "self"}

@@ -163,6 +163,17 @@ def test_among_several_arms_the_unbeaten_are_named_and_claims_on_the_question_co
     assert "than self" not in answer.why
 
 
+def test_two_arms_ahead_of_a_third_are_named(made: Sweep, tmp_path: Path) -> None:
+    found = read_json(made.path / "comparison" / "comparison.json")
+    claims = {"llama/plain_vs_llama/self": "lower", "llama/plain_vs_llama/teacher": "lower"}
+    family = [
+        {**row, "claim": claims.get(row["pair"], "not shown") if row["metric"] == "helpfulness" else "not shown"}
+        for row in found["family"]
+    ]
+    answer = sweep_words.answer(read_sweep(damaged(made, tmp_path, family=family)), "llama")
+    assert answer.verdict == "No winner between self and teacher"
+
+
 def test_less_safe_by_the_rater_is_no_winner(made: Sweep, tmp_path: Path) -> None:
     found = read_json(made.path / "comparison" / "comparison.json")
     pair = "llama/teacher_vs_llama/self"
