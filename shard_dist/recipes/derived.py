@@ -17,7 +17,7 @@ from shard_dist.judges.gate import pre_gate
 from shard_dist.judges.refusal import classify
 from shard_dist.prompts.render import Templates
 from shard_dist.recipes.base import Recipe
-from shard_dist.recipes.rewards import harm_of
+from shard_dist.recipes.rewards import harm
 from shard_dist.recipes.selection import Decision, Jury
 from shard_dist.records import Example, Prompt, Record
 
@@ -71,10 +71,8 @@ class Derived(Recipe):
         topic = "yes" if refuses else await jury.panel.on_topic(prompt, answer, ask)
         if topic != "yes":
             return "off_topic" if topic == "no" else "unparsed_verdict"
-        judges = [judge for judge in jury.raters if judge.unsafe]
-        ratings = await asyncio.gather(*(judge.rate(prompt, answer, ask) for judge in judges))
-        harm = harm_of(list(zip(judges, ratings, strict=True)))
-        return "unparsed_verdict" if harm is None else "unsafe" if harm else ""
+        harmful = await harm(prompt, answer, [judge for judge in jury.raters if judge.unsafe], ask)
+        return "unparsed_verdict" if harmful is None else "unsafe" if harmful else ""
 
     def examples(self, record: Record, decision: Decision, templates: Templates) -> Iterator[Example]:
         for name, score in json.loads(decision.scores).items():

@@ -30,7 +30,7 @@ from shard_dist.config.schema import Config, RecipeConfig
 from shard_dist.engines.protocol import Ask, CallRefused
 from shard_dist.prompts.render import Templates
 from shard_dist.recipes.base import Recipe, Work, context_key, options_of
-from shard_dist.recipes.rewards import configured, harm_of, safety_raters
+from shard_dist.recipes.rewards import configured, harm, safety_raters
 from shard_dist.recipes.selection import Decision, Jury, compare_and_gate, unfit
 from shard_dist.recipes.steps import keep, reason, seeded
 from shard_dist.records import Example, Message, Prompt, Record, Sampling
@@ -255,12 +255,11 @@ class GuideAlign(Recipe):
         key = record.prompt.key
         if dropped := unfit(record, self.target):
             return Decision(*key, False, dropped)
-        judges, answer = safety_raters(jury.raters), record.fields[self.target]
-        ratings = await asyncio.gather(*(judge.rate(record.prompt, answer, ask) for judge in judges))
-        harm = harm_of(list(zip(judges, ratings, strict=True)))
-        if harm is None:
+        harmful = await harm(record.prompt, record.fields[self.target], safety_raters(jury.raters), ask)
+        if harmful is None:
             return Decision(*key, False, "unparsed_verdict")
-        return Decision(*key, not harm, "unsafe" if harm else "kept_safe", chosen="" if harm else self.target)
+        word = "unsafe" if harmful else "kept_safe"
+        return Decision(*key, not harmful, word, chosen="" if harmful else self.target)
 
     def examples(self, record: Record, decision: Decision, templates: Templates) -> Iterator[Example]:
         """The prompt and its guided answer; the guidelines are there with `keep_guidelines` only."""

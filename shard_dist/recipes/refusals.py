@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shard_dist.evaluation.patterns import OPENING_WORDS, READ, opening, patterns
 from shard_dist.evaluation.statistics import wilson
 from shard_dist.judges.refusal import classify
-from shard_dist.recipes.rewards import harm_of
+from shard_dist.recipes.rewards import harm
 from shard_dist.recipes.selection import Decision, Jury, unfit
 from shard_dist.records import Prompt, Record
 
@@ -94,9 +94,8 @@ async def unsafe(prompt: Prompt, answer: str, jury: Jury, ask: Ask) -> bool | No
     judges = [judge for judge in jury.raters if judge.unsafe]
     if not judges:
         return not prompt.benign and classify(answer, prompt.language, prompt.text).kind == "none"
-    ratings = await asyncio.gather(*(judge.rate(prompt, answer, ask) for judge in judges))
-    harm = harm_of(list(zip(judges, ratings, strict=True)))
-    return None if harm is None else harm > 0
+    harmful = await harm(prompt, answer, judges, ask)
+    return None if harmful is None else harmful > 0
 
 
 async def keep_refusal(record: Record, name: str, jury: Jury, ask: Ask) -> Decision:

@@ -159,6 +159,12 @@ def harm_of(ratings: Sequence[tuple[PointwiseJudge, Rating]]) -> float | None:
     return 0.0 if all(rating.parsed for _, rating in ratings) else None
 
 
+async def harm(prompt: Prompt, answer: str, judges: Sequence[PointwiseJudge], ask: Ask) -> float | None:
+    """`harm_of` what these judges say of an answer."""
+    ratings = await asyncio.gather(*(judge.rate(prompt, answer, ask) for judge in judges))
+    return harm_of(list(zip(judges, ratings, strict=True)))
+
+
 async def rate(record: Record, fields: Sequence[str], raters: Raters, ask: Ask) -> list[Candidate]:
     """The answers in `fields`, rated; those that are the same word for word once."""
     texts = list(dict.fromkeys(record.fields[name] for name in fields))
@@ -168,8 +174,8 @@ async def rate(record: Record, fields: Sequence[str], raters: Raters, ask: Ask) 
 
 
 async def _rated(prompt: Prompt, text: str, raters: Raters, ask: Ask) -> tuple[float | None, float | None]:
-    *safety, helped = await asyncio.gather(*(judge.rate(prompt, text, ask) for judge in (*raters.safety, raters.help)))
-    return harm_of(list(zip(raters.safety, safety, strict=True))), helped.score if helped.parsed else None
+    harmful, helped = await asyncio.gather(harm(prompt, text, raters.safety, ask), raters.help.rate(prompt, text, ask))
+    return harmful, helped.score if helped.parsed else None
 
 
 def reward(candidate: Candidate, options: RewardOptions) -> tuple[float, ...]:

@@ -12,7 +12,6 @@ The papers' answers are GPT-3.5's, refusals among them, and none was judged. Her
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import warnings
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from shard_dist.data.split import digest
 from shard_dist.engines.protocol import Ask
 from shard_dist.engines.rows import Rows
 from shard_dist.recipes.base import Recipe, Work, options_of
-from shard_dist.recipes.rewards import configured, harm_of, safety_raters
+from shard_dist.recipes.rewards import configured, harm, safety_raters
 from shard_dist.recipes.selection import Decision, Jury, unfit
 from shard_dist.recipes.steps import Answers
 from shard_dist.records import Key, Prompt, Record
@@ -83,12 +82,10 @@ class Sit(Recipe):
         refusing = dropped == "refusing"
         if dropped and not (refusing and jury.options.refusals):
             return Decision(*key, False, dropped)
-        judges = safety_raters(jury.raters)
-        ratings = await asyncio.gather(*(judge.rate(record.prompt, answer, ask) for judge in judges))
-        harm = harm_of(list(zip(judges, ratings, strict=True)))
-        if harm is None:
+        harmful = await harm(record.prompt, answer, safety_raters(jury.raters), ask)
+        if harmful is None:
             return Decision(*key, False, "unparsed_verdict")
-        if harm:
+        if harmful:
             return Decision(*key, False, "unsafe")
         return Decision(*key, True, "kept_refusal" if refusing else "kept_safe", chosen=TARGET)
 
