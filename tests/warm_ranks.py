@@ -56,10 +56,12 @@ def launch(request: dict[str, Any]) -> int:
 
 
 def main() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what has ended is gone, and no zombie
     for line in sys.stdin:
         request = json.loads(line)
         if os.fork():
             continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -56,10 +57,11 @@ def kill_one_worker(checkpoints: Path, killed: list[int]) -> None:
     while not complete(checkpoints):
         time.sleep(0.01)
     for process in psutil.Process().children(recursive=True):
-        if "RayTrainWorker" in process.name() + " ".join(process.cmdline()):
-            killed.append(process.pid)
-            process.kill()
-            return
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if "RayTrainWorker" in process.name() + " ".join(process.cmdline()):
+                killed.append(process.pid)
+                process.kill()
+                return
 
 
 @pytest.mark.ray
