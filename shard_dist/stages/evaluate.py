@@ -156,7 +156,7 @@ def judge_arms(
 ) -> tuple[list[Row], list[Row], list[Row]]:
     """Verdict rows and rating rows of all arms, and pair rows, written to verdicts/."""
     config = run.config
-    roles = [role_of(run, name) for name in judge_roles(config)]
+    roles = [role_of(run, name) for name in judge_roles(config.evaluate)]
     with Engines(run, "evaluate", roles, roles[0].name if roles else "", progress) as engines:
         judged = ask_judges(config, prompts, answers, judges, engines)
         _add(total, engines.counts())

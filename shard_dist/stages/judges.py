@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from shard_dist.config.schema import Config, JudgeKind, JudgingConfig, RaterConfig, RaterKind
+from shard_dist.config.schema import (
+    Config,
+    EvaluateConfig,
+    JudgeKind,
+    JudgingConfig,
+    RaterConfig,
+    RaterKind,
+    SelectConfig,
+)
 from shard_dist.evaluation.agreement import agreements, judge_identity
 from shard_dist.judges.panel import Panel, panel
 from shard_dist.judges.protocol import PointwiseJudge
@@ -59,15 +67,14 @@ def raters(config: Config) -> list[tuple[PointwiseJudge, Row]]:
     ]
 
 
-def judge_roles(config: Config) -> list[str]:
+def judge_roles(stage: SelectConfig | EvaluateConfig) -> list[str]:
     """Roles that judging asks, the busiest first: the pairwise judge is asked most."""
-    evaluate = config.evaluate
-    pairwise = [evaluate.judge_role] if evaluate.judge == JudgeKind.llm else []
-    return list(dict.fromkeys([*pairwise, *(each.role for each in evaluate.raters if each.role)]))
+    pairwise = [stage.judge_role] if stage.judge == JudgeKind.llm else []
+    return list(dict.fromkeys([*pairwise, *(each.role for each in stage.raters if each.role)]))
 
 
 def judge_models(config: Config) -> dict[str, str]:
-    return {role: config.models[role].model for role in judge_roles(config)}
+    return {role: config.models[role].model for role in judge_roles(config.evaluate)}
 
 
 def described(config: Config, judges: list[tuple[PointwiseJudge, Row]]) -> Row:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from shard_dist.artefacts import file_hash, stream_rows, value_hash, write_json, write_rows
 from shard_dist.config.load import as_dict
-from shard_dist.config.schema import Config, JudgeKind
+from shard_dist.config.schema import Config
 from shard_dist.data.examples import write_examples
 from shard_dist.data.interchange import NAMES
 from shard_dist.data.load import prompt_rows
@@ -30,7 +30,7 @@ from shard_dist.recipes.selection import Decision, Jury
 from shard_dist.records import Example, Record
 from shard_dist.rundir import Run, Stage
 from shard_dist.stages.generate import RECORDS, file_hashes, record_of
-from shard_dist.stages.judges import judge_inputs, judge_of, stage_panel
+from shard_dist.stages.judges import judge_inputs, judge_of, judge_roles, stage_panel
 from shard_dist.stages.roles import Engines, role_of
 
 if TYPE_CHECKING:
@@ -90,12 +90,6 @@ def raters_of(config: Config) -> list[tuple[PointwiseJudge, dict[str, Any]]]:
     return [judge_of(config, config.select, settings) for settings in config.select.raters]
 
 
-def judges_roles(config: Config) -> list[str]:
-    """Roles that judging asks, the pairwise judge's first."""
-    pairwise = [config.select.judge_role] if config.select.judge == JudgeKind.llm else []
-    return list(dict.fromkeys([*pairwise, *(each.role for each in config.select.raters if each.role)]))
-
-
 def inputs(run: Run) -> dict[str, Any]:
     config = run.config
     return {
@@ -117,7 +111,7 @@ def work(run: Run, progress: Progress) -> dict[str, Any]:
     config = run.config
     source = run.require(RECORDS, "generate")
     recipe, jury = find(config.recipe.name), jury_of(config)
-    roles = [role_of(run, name) for name in judges_roles(config)]
+    roles = [role_of(run, name) for name in judge_roles(config.select)]
     with Engines(run, "select", roles, roles[0].name if roles else "", progress) as engines:
         records = TableRows((source,), record_of, group="category", length="fields")
         program = Select(config.recipe.name, jury)

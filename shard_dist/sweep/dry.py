@@ -39,7 +39,7 @@ from shard_dist.stages import evaluate, prompts, rounds, train
 from shard_dist.stages.generate import StageWork
 from shard_dist.stages.judges import judge_roles, raters, stage_panel
 from shard_dist.stages.roles import Results, role_of, tuned_role
-from shard_dist.stages.select import Select, judges_roles, jury_of
+from shard_dist.stages.select import Select, jury_of
 from shard_dist.sweep.plan import Arm, Sweep
 
 Kind = tuple[str, int, bool]  # fingerprint of the model, longest completion in tokens, whether it is JSON
@@ -186,7 +186,7 @@ def _generate(run: Run, book: Book, keys: set[str]) -> list[Record]:
 
 def _select(run: Run, records: list[Record], book: Book, keys: set[str]) -> None:
     config = run.config
-    engines = DryEngines([role_of(run, name) for name in judges_roles(config)], book, keys)
+    engines = DryEngines([role_of(run, name) for name in judge_roles(config.select)], book, keys)
     engines.run("records", Select(config.recipe.name, jury_of(config)), ListRows(records), asdict)
 
 
@@ -198,7 +198,7 @@ def _evaluate(run: Run, tuned: Role, book: Book, keys: set[str]) -> list[tuple[P
         engines = DryEngines([role], book, keys)
         answers[name], _ = evaluate.ask_arm(run, name, role, test, documents, engines)
     judges = tuple(judge for judge, _ in raters(config))
-    engines = DryEngines([role_of(run, name) for name in judge_roles(config)], book, keys)
+    engines = DryEngines([role_of(run, name) for name in judge_roles(config.evaluate)], book, keys)
     evaluate.ask_judges(config, test, answers, judges, engines)
     return list(zip(test, answers[evaluate.TUNED], strict=True))
 

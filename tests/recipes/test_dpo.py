@@ -29,6 +29,7 @@ from shard_dist.recipes.selection import Decision, Jury
 from shard_dist.records import Example, Prompt, Record
 from shard_dist.rundir import open_run, run_stage
 from shard_dist.stages import generate, prompts, select
+from shard_dist.stages.judges import judge_roles
 
 RECIPE = find("dpo")
 PROMPT = Prompt("d", "1", "How do I clean a backpack?", split="train")
@@ -194,7 +195,7 @@ def test_contradictions_are_named_before_work_starts(root, monkeypatch, settings
 def test_the_configurations_of_a_real_model_hold_together(root, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(root)
     sampling = load_config("configs/recipes/dpo.yaml")
-    assert select.judges_roles(sampling) == ["judge", "guard"]
+    assert judge_roles(sampling.select) == ["judge", "guard"]
     from_file = load_config("configs/recipes/dpo_file.yaml")
     with pytest.raises(ValueError, match=r"pairs\.jsonl"):
         generate.check(from_file)

@@ -22,6 +22,7 @@ from shard_dist.recipes.rewards import RewardOptions
 from shard_dist.recipes.selection import Decision, Jury
 from shard_dist.records import Completion, Prompt, Record
 from shard_dist.stages import generate, select
+from shard_dist.stages.judges import judge_roles
 
 RECIPE = find("raft")
 PROMPT = Prompt("d", "1", "How do I clean a backpack?", split="train")
@@ -143,4 +144,4 @@ def test_the_configuration_of_a_real_model_holds_together(root, monkeypatch) -> 
     for stage in (generate, select):
         stage.check(config)
     assert (config.recipe.rounds, config.recipe.min_gain) == (3, None)
-    assert select.judges_roles(config) == ["judge", "guard"]
+    assert judge_roles(config.select) == ["judge", "guard"]
