@@ -101,9 +101,7 @@ def read_tree(path: Path, overrides: Sequence[str], base: dict[str, Any], beside
     """
     tree = OmegaConf.merge(OmegaConf.structured(Config), base)
     assert isinstance(tree, DictConfig)
-    for file, values in _files(path, ()):
-        own = {key: value for key, value in values.items() if file != path or key != beside}
-        tree = _merge(tree, OmegaConf.create(own), str(file))
+    tree = include(tree, path, beside)
     for word in overrides:
         tree = override(tree, word)
     if not tree.run.name:
@@ -113,10 +111,11 @@ def read_tree(path: Path, overrides: Sequence[str], base: dict[str, Any], beside
     return tree
 
 
-def include(tree: DictConfig, path: Path) -> DictConfig:
-    """A file, and everything that it includes, over a tree."""
+def include(tree: DictConfig, path: Path, beside: str = "") -> DictConfig:
+    """A file, and everything that it includes, over a tree. The key `beside` of the file itself is left out."""
     for file, values in _files(path, ()):
-        tree = _merge(tree, OmegaConf.create(values), str(file))
+        own = {key: value for key, value in values.items() if file != path or key != beside}
+        tree = _merge(tree, OmegaConf.create(own), str(file))
     return tree
 
 

@@ -40,11 +40,6 @@ class Panel:
     def name(self) -> str:
         return self.pairwise.name
 
-    @property
-    def asks(self) -> bool:
-        """Whether a model judges."""
-        return self.topic is not None
-
     async def compare(self, question: str, prompt: Prompt, a: str, b: str, ask: Ask) -> PairVerdict:
         forward, backward = await asyncio.gather(
             self._one(question, prompt, a, b, ask), self._one(question, prompt, b, a, ask)

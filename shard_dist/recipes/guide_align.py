@@ -32,7 +32,7 @@ from shard_dist.prompts.render import Templates
 from shard_dist.recipes.base import Recipe, Work, context_key, options_of
 from shard_dist.recipes.rewards import configured, harm, safety_raters
 from shard_dist.recipes.selection import Decision, Jury, compare_and_gate, unfit
-from shard_dist.recipes.steps import keep, reason, seeded
+from shard_dist.recipes.steps import keep, reason, seeded, until_parsed
 from shard_dist.records import Example, Message, Prompt, Record, Sampling
 from shard_dist.retrieval.build import RetrieverOptions, build, check_retriever
 from shard_dist.retrieval.library import Guideline, guidelines_in, plain, schema
@@ -165,16 +165,19 @@ class Guide:
         prompt: Prompt, ask: Ask,
     ) -> tuple[str, T]:  # fmt: skip
         """The first reply that says something under `form`, and what it says."""
-        sampling = self.detect_sampling if step == "detect" else self.guide_sampling
-        for attempt in range(self.attempts):
-            drawn = seeded(sampling, self.seed, step, *prompt.key, str(attempt))
-            try:
-                text = (await ask(self.role, step, messages, drawn, form)).text
-            except CallRefused as error:
-                raise CallRefused(f"{step}_{error.reason}", str(error)) from error
-            if parsed := parse(text):
-                return text, parsed
-        raise CallRefused(f"{step}_no_valid_json", f"{self.attempts} attempts; the last: {text[:200]!r}")
+        completion, parsed, _ = await until_parsed(
+            ask,
+            self.role,
+            step,
+            messages,
+            form,
+            parse,
+            sampling=self.detect_sampling if step == "detect" else self.guide_sampling,
+            seed=self.seed,
+            key=prompt.key,
+            attempts=self.attempts,
+        )
+        return completion.text, parsed
 
 
 @dataclass(frozen=True)

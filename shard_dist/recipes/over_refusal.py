@@ -31,7 +31,7 @@ from shard_dist.prompts.render import Templates
 from shard_dist.recipes.base import Work, options_of
 from shard_dist.recipes.derived import Derived, derived
 from shard_dist.recipes.selection import Jury
-from shard_dist.recipes.steps import keep, reason, seeded
+from shard_dist.recipes.steps import keep, reason, seeded, until_parsed
 from shard_dist.records import Example, Prompt, Record, Sampling
 
 MODERATION = reply_schema(verdict=("safe", "unsafe"))
@@ -164,16 +164,19 @@ class Borderline:
 
     async def _write(self, prompt: Prompt, ask: Ask) -> list[str]:
         messages = self.templates.messages("borderline", prompt=prompt.text, rewrites=self.options.rewrites)
-        wanted, text = schema(self.options.rewrites), ""
-        for attempt in range(self.options.attempts):
-            sampling = seeded(self.writing, self.seed, "borderline", *prompt.key, str(attempt))
-            try:
-                text = (await ask(self.role, "borderline", messages, sampling, wanted)).text
-            except CallRefused as error:
-                raise CallRefused(f"borderline_{error.reason}", str(error)) from error
-            if (found := parse(text, self.options.rewrites)) is not None:
-                return found
-        raise CallRefused("borderline_no_valid_json", f"{self.options.attempts} attempts; the last: {text[:200]!r}")
+        _, found, _ = await until_parsed(
+            ask,
+            self.role,
+            "borderline",
+            messages,
+            schema(self.options.rewrites),
+            lambda text: parse(text, self.options.rewrites),
+            sampling=self.writing,
+            seed=self.seed,
+            key=prompt.key,
+            attempts=self.options.attempts,
+        )
+        return found
 
     async def _one(self, prompt: Prompt, number: str, copy: bool, ask: Ask) -> dict[str, str]:
         """prompt_<k>; what the vote says, moderation_<k>, with the votes behind it; and where that is safe, answers."""

@@ -24,7 +24,7 @@ from shard_dist.engines.protocol import CallRefused
 from shard_dist.engines.text import mended
 from shard_dist.recipes.base import Recipe, Work, options_of
 from shard_dist.recipes.selection import Decision, Jury, compare_and_gate, unfit
-from shard_dist.recipes.steps import Answers, reason, seeded
+from shard_dist.recipes.steps import Answers, reason, until_parsed
 from shard_dist.records import Prompt, Record
 
 if TYPE_CHECKING:
@@ -82,22 +82,27 @@ class SelfCheck:
             return record
         fields, failure = dict(record.fields), ""
         try:
-            failure = await self._check(prompt, ask, fields)
+            await self._check(prompt, ask, fields)
         except CallRefused as error:
-            failure = reason(error, "self_check")
+            failure = reason(error)
         return replace(record, fields=fields, calls=dict(ask.calls), failure=failure)
 
-    async def _check(self, prompt: Prompt, ask: Ask, fields: dict[str, str]) -> str:
-        asked, once = self.answers, replace(self.answers.sampling, n=1)
-        messages = asked.templates.messages("self_check", prompt=prompt.text)
-        for attempt in range(self.attempts):
-            sampling = seeded(once, asked.seed, "self_check", *prompt.key, str(attempt))
-            completion = await ask(asked.role, "self_check", messages, sampling, SCHEMA)
-            if (parts := parse_reply(completion.text)) is not None:
-                fields.update(parts, response_finish_reason=completion.finish_reasons[0])
-                fields["chain"] = f"{parts['reasoning']}\n\n{MARKER}\n{parts['response']}"
-                return ""
-        return "self_check_no_valid_json"
+    async def _check(self, prompt: Prompt, ask: Ask, fields: dict[str, str]) -> None:
+        asked = self.answers
+        completion, parts, _ = await until_parsed(
+            ask,
+            asked.role,
+            "self_check",
+            asked.templates.messages("self_check", prompt=prompt.text),
+            SCHEMA,
+            parse_reply,
+            sampling=replace(asked.sampling, n=1),
+            seed=asked.seed,
+            key=prompt.key,
+            attempts=self.attempts,
+        )
+        fields.update(parts, response_finish_reason=completion.finish_reasons[0])
+        fields["chain"] = f"{parts['reasoning']}\n\n{MARKER}\n{parts['response']}"
 
 
 @dataclass

@@ -33,7 +33,7 @@ from shard_dist.engines.protocol import Ask, CallRefused
 from shard_dist.prompts.render import Templates, principles
 from shard_dist.recipes.base import Recipe, Work, options_of
 from shard_dist.recipes.selection import Decision, Jury, compare_and_gate
-from shard_dist.recipes.steps import keep, reason, seeded
+from shard_dist.recipes.steps import keep, reason, seeded, until_parsed
 from shard_dist.records import Prompt, Record, Sampling
 
 RESPONSE_MODES = ("direct_answer", "soft_reframe", "acknowledge_and_redirect")
@@ -149,19 +149,19 @@ class Shard:
             principles=principles() if self.options.principles else (),
             guidelines=self.guidelines.get(prompt.category, ""),
         )
-        for attempt in range(self.rewrite_attempts):
-            sampling = seeded(self.rewrite_sampling, self.seed, "rewrite", *prompt.key, str(attempt))
-            try:
-                completion = await ask(self.role, "rewrite", messages, sampling, REWRITE_SCHEMA)
-            except CallRefused as error:
-                raise CallRefused(f"rewrite_{error.reason}", str(error)) from error
-            parsed = parse_rewrite(completion.text)
-            if parsed is not None:
-                fields.update(parsed, rewrite_attempts=str(attempt + 1))
-                return
-        raise CallRefused(
-            "rewrite_no_valid_json", f"{self.rewrite_attempts} attempts; the last: {completion.text[:200]!r}"
+        _, parsed, asked = await until_parsed(
+            ask,
+            self.role,
+            "rewrite",
+            messages,
+            REWRITE_SCHEMA,
+            parse_rewrite,
+            sampling=self.rewrite_sampling,
+            seed=self.seed,
+            key=prompt.key,
+            attempts=self.rewrite_attempts,
         )
+        fields.update(parsed, rewrite_attempts=str(asked))
 
     async def _reframe(self, prompt: Prompt, ask: Ask, fields: dict[str, str]) -> None:
         rewrite = {name: fields.get(name) for name in REWRITE_FIELDS}  # None: an ablation goes without it

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shard_dist.engines.protocol import CallRefused
 from shard_dist.ledger.key import request_seed
 from shard_dist.prompts.render import Templates
-from shard_dist.records import Completion, Prompt, Record, Sampling
+from shard_dist.records import Completion, Key, Message, Prompt, Record, Sampling
 
 if TYPE_CHECKING:
     from shard_dist.engines.protocol import Ask
+
+T = TypeVar("T")
 
 
 def seeded(sampling: Sampling, seed: int, *parts: str) -> Sampling:
@@ -32,6 +35,36 @@ def reason(outcome: BaseException, step: str = "") -> str:
     if not isinstance(outcome, CallRefused):
         raise outcome
     return f"{step}_{outcome.reason}" if step else outcome.reason
+
+
+async def until_parsed(
+    ask: Ask,
+    role: str,
+    step: str,
+    messages: tuple[Message, ...],
+    schema: dict[str, Any],
+    parse: Callable[[str], T | None],
+    *,
+    sampling: Sampling,
+    seed: int,
+    key: Key,
+    attempts: int,
+) -> tuple[Completion, T, int]:
+    """The first reply under `schema` of which `parse` makes something, what it makes, and how many were asked for.
+
+    Each attempt has a seed of its own. Raises CallRefused, whose reason begins with the step's name, where a call is
+    refused and where no reply says anything.
+    """
+    text = ""
+    for attempt in range(attempts):
+        try:
+            completion = await ask(role, step, messages, seeded(sampling, seed, step, *key, str(attempt)), schema)
+        except CallRefused as error:
+            raise CallRefused(f"{step}_{error.reason}", str(error)) from error
+        text = completion.text
+        if parsed := parse(text):
+            return completion, parsed, attempt + 1
+    raise CallRefused(f"{step}_no_valid_json", f"{attempts} attempts; the last: {text[:200]!r}")
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,14 @@ def raters(config: Config) -> list[tuple[PointwiseJudge, Row]]:
     ]
 
 
+def pairwise_roles(stage: JudgingConfig) -> list[str]:
+    """The role that compares two answers; none where word rules do."""
+    return [stage.judge_role] if stage.judge == JudgeKind.llm else []
+
+
 def judge_roles(stage: SelectConfig | EvaluateConfig) -> list[str]:
     """Roles that judging asks, the busiest first: the pairwise judge is asked most."""
-    pairwise = [stage.judge_role] if stage.judge == JudgeKind.llm else []
-    return list(dict.fromkeys([*pairwise, *(each.role for each in stage.raters if each.role)]))
+    return list(dict.fromkeys([*pairwise_roles(stage), *(each.role for each in stage.raters if each.role)]))
 
 
 def judge_models(config: Config) -> dict[str, str]:

@@ -27,7 +27,7 @@ from shard_dist.prompts.render import Templates
 from shard_dist.records import Prompt
 from shard_dist.rundir import Run, Stage, open_run, run_stage
 from shard_dist.stages import generate, select, train
-from shard_dist.stages.judges import judge_inputs, stage_panel
+from shard_dist.stages.judges import judge_inputs, pairwise_roles, stage_panel
 from shard_dist.stages.roles import Engines, identify, role_of, tuned_role
 
 ROUND = (generate.STAGE, select.STAGE, train.STAGE)
@@ -119,7 +119,7 @@ def gain(inner: Run, progress: Progress) -> Row:
     prompts = list(rows.read(range(len(rows))))
     answers = [_answers(inner, role, prompts, progress) for role in (role_of(inner, "student"), tuned_role(inner))]
     judges = stage_panel(config, config.select)
-    roles = [role_of(inner, config.select.judge_role)] if judges.asks else []
+    roles = [role_of(inner, name) for name in pairwise_roles(config.select)]
     pairs = ListRows(list(zip(prompts, zip(*answers, strict=True), strict=True)))
     counts: dict[str, Counter[str]] = {question: Counter() for question in QUESTIONS}
     with Engines(inner, "gain", roles, config.select.judge_role, progress) as engines:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from shard_dist.artefacts import file_hash, read_json, value_hash, write_json, write_rows
-from shard_dist.config.schema import JudgeKind
 from shard_dist.engines.rows import ListRows
+from shard_dist.engines.text import mended
 from shard_dist.evaluation.arms import ANSWER_SCHEMA, PAIR_SCHEMA, Contest
 from shard_dist.progress import Progress
 from shard_dist.records import Prompt
 from shard_dist.report.sweep_page import build_sweep_report
 from shard_dist.rundir import Run, Stage, run_stage
-from shard_dist.stages.judges import stage_panel
+from shard_dist.stages.judges import pairwise_roles, stage_panel
 from shard_dist.stages.roles import Engines, role_of
 from shard_dist.sweep.costs import costs, rounds
 from shard_dist.sweep.measured import Measured, Variant, comparable, measure, variants
@@ -54,14 +54,9 @@ def states_of(sweep: Sweep) -> dict[str, Row]:
     path = sweep.path / "sweep.json"
     known = read_json(path).get("arms", {}) if path.is_file() else {}
     return {
-        arm.name: {name: clean(str(known[arm.name].get(name, ""))) for name in STATED} if arm.name in known else {}
+        arm.name: {name: mended(str(known[arm.name].get(name, ""))) for name in STATED} if arm.name in known else {}
         for arm in sweep.arms
     }
-
-
-def clean(text: str) -> str:
-    """Text that a file can hold: an error may carry a model's lone surrogates."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def inputs(sweep: Sweep, states: dict[str, Row], run: Run) -> Row:
@@ -98,7 +93,7 @@ def contests(run: Run, found: Mapping[str, Measured], pairs: list[Pair], progres
         return [], {}
     config = found[pairs[0][0]].arm.config  # all are judged as this one
     mine = Run(config, run.path)
-    roles = [role_of(mine, config.evaluate.judge_role)] if config.evaluate.judge == JudgeKind.llm else []
+    roles = [role_of(mine, name) for name in pairwise_roles(config.evaluate)]
     yes = {**dict.fromkeys(ANSWER_SCHEMA.names, ""), "text": "yes"}
     cells: dict[tuple[str, int], list[Pair]] = {}
     for a, b in pairs:

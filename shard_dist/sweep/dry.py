@@ -21,7 +21,7 @@ from typing import Any
 
 from shard_dist.artefacts import value_hash
 from shard_dist.config.load import identity
-from shard_dist.config.schema import Backend, FakeConfig, JudgeKind, ModelConfig
+from shard_dist.config.schema import Backend, FakeConfig, ModelConfig
 from shard_dist.data.load import read_prompts
 from shard_dist.engines.fake import FakeEngine
 from shard_dist.engines.placement import gpus_of
@@ -37,7 +37,7 @@ from shard_dist.records import Call, Completion, Prompt, Record
 from shard_dist.rundir import Run, finished
 from shard_dist.stages import evaluate, prompts, rounds, train
 from shard_dist.stages.generate import StageWork
-from shard_dist.stages.judges import judge_roles, raters, stage_panel
+from shard_dist.stages.judges import judge_roles, pairwise_roles, raters, stage_panel
 from shard_dist.stages.roles import Results, role_of, tuned_role
 from shard_dist.stages.select import Select, jury_of
 from shard_dist.sweep.plan import Arm, Sweep
@@ -144,7 +144,7 @@ def _compare(sweep: Sweep, found: dict[str, Probe], book: Book) -> set[str]:
     for pair in sweep.compare:
         first, second = (found[name] for name in pair)
         config, run = first.arm.config, first.arm.run
-        roles = [role_of(run, config.evaluate.judge_role)] if config.evaluate.judge == JudgeKind.llm else []
+        roles = [role_of(run, name) for name in pairwise_roles(config.evaluate)]
         program = Contest(stage_panel(config, config.evaluate))
         rows = [(prompt, ((a, b),)) for (prompt, a), (_, b) in zip(first.answers, second.answers, strict=True)]
         DryEngines(roles, book, keys).run("contests", program, ListRows(rows))
