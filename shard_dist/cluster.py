@@ -9,7 +9,7 @@ import warnings
 
 import ray
 
-from shard_dist.config.schema import ClusterConfig
+from shard_dist.config.cluster import ClusterConfig
 
 # Logical CPUs of a cluster on this machine, at least: two training processes are placed on a laptop of one core too.
 LEAST_CPUS = 4

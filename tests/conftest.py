@@ -97,7 +97,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., R
 def ray_cluster() -> Iterator[None]:
     """One Ray cluster on this machine."""
     from shard_dist import cluster
-    from shard_dist.config.schema import ClusterConfig
+    from shard_dist.config.cluster import ClusterConfig
 
     cluster.join(ClusterConfig(cpus=4))
     yield

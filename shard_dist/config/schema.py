@@ -1,4 +1,6 @@
-"""The configuration: one tree of dataclasses, one docstring line under every field. `train` is in `training.py`.
+"""The configuration: one tree of dataclasses, one docstring line under every field.
+
+`train` is in `training.py`, `cluster` in `cluster.py`.
 
 Checks that need more than one field live in `config/check.py`; types and unknown keys are OmegaConf's to refuse.
 """
@@ -11,6 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from shard_dist.config.cluster import ClusterConfig
 from shard_dist.config.training import TrainConfig
 from shard_dist.records import Sampling
 
@@ -79,18 +82,6 @@ class RunConfig:
     """The directory holds a run of another configuration: `error` stops, `redo` redoes the stages that it touches."""
     ledger: str = ""
     """Where finished calls are kept: a directory or an fsspec URL; several runs may share it. Empty: <dir>/ledger."""
-
-
-@dataclass
-class ClusterConfig:
-    address: str = ""
-    """Ray cluster to join ("auto" or host:port); empty: RAY_ADDRESS if set, else a cluster on this machine."""
-    cpus: int = 0
-    """CPUs of the cluster on this machine; 0: all of them. No effect where a cluster is joined."""
-    boots_at_once: int = 0
-    """Engines that may load at the same time, over the whole cluster; 0: two per node."""
-    wait_for_nodes: float = 0
-    """Seconds to wait for nodes to join before saying that the cluster lacks something (autoscaling clusters)."""
 
 
 @dataclass

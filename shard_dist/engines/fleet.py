@@ -19,7 +19,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from shard_dist import cluster
-from shard_dist.config.schema import Backend, ClusterConfig
+from shard_dist.config.cluster import ClusterConfig
+from shard_dist.config.schema import Backend
 from shard_dist.engines.actor import EngineActor, Pulse
 from shard_dist.engines.placement import Node, Plan, plan
 from shard_dist.engines.protocol import EngineStats

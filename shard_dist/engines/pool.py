@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from shard_dist.config.schema import ClusterConfig
+from shard_dist.config.cluster import ClusterConfig
 from shard_dist.engines.actor import Job
 from shard_dist.engines.fleet import Death, Fleet, Life
 from shard_dist.engines.probe import calls_around

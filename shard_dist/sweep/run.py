@@ -27,7 +27,7 @@ from rich.console import Console
 
 from shard_dist.artefacts import write_json
 from shard_dist.cluster import address, fits, join, leave
-from shard_dist.config.schema import ClusterConfig
+from shard_dist.config.cluster import ClusterConfig
 from shard_dist.progress import Progress
 from shard_dist.rundir import Run, finished, locked, open_run, run_stage
 from shard_dist.stages import evaluate, generate, prompts, report, rounds, select, train

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shard_dist import cluster
-from shard_dist.config.schema import Backend, ClusterConfig, FakeConfig, ModelConfig
+from shard_dist.config.cluster import ClusterConfig
+from shard_dist.config.schema import Backend, FakeConfig, ModelConfig
 from shard_dist.engines.pool import EnginePool
 from shard_dist.engines.rows import Rows, TableRows
 from shard_dist.engines.spool import Spool

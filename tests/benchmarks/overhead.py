@@ -11,7 +11,8 @@ import ray
 from fakes import OneCall, fake_pool, prompt_table, run, steady_seconds, write_prompts
 
 from shard_dist import cluster
-from shard_dist.config.schema import Backend, ClusterConfig, FakeConfig, ModelConfig
+from shard_dist.config.cluster import ClusterConfig
+from shard_dist.config.schema import Backend, FakeConfig, ModelConfig
 from shard_dist.engines.fake import FakeEngine
 from shard_dist.records import Call, Sampling
 

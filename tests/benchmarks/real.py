@@ -19,7 +19,8 @@ from fakes import HOME, Stamped, steady_seconds
 from random_model import save_random_model
 
 from shard_dist import cluster
-from shard_dist.config.schema import ClusterConfig, ModelConfig
+from shard_dist.config.cluster import ClusterConfig
+from shard_dist.config.schema import ModelConfig
 from shard_dist.demo.intents import GUIDELINES
 from shard_dist.demo.world import SEED_MODEL, sample_request
 from shard_dist.engines.pool import EnginePool

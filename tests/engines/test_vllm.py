@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from shard_dist.config.cluster import ClusterConfig
 from shard_dist.config.load import load_config
-from shard_dist.config.schema import ClusterConfig
 from shard_dist.engines.pool import EnginePool
 from shard_dist.engines.protocol import CallRefused
 from shard_dist.engines.rows import ListRows

@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from shard_dist.config.cluster import ClusterConfig
 from shard_dist.config.load import load_config
-from shard_dist.config.schema import ClusterConfig, ModelConfig
+from shard_dist.config.schema import ModelConfig
 from shard_dist.engines.local import run_local
 from shard_dist.engines.pool import EnginePool
 from shard_dist.engines.protocol import CallRefused

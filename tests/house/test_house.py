@@ -20,12 +20,15 @@ FLOORS = [
     ("engines", "data", "judges", "retrieval", "shard_kernels"),
     ("recipes", "training", "evaluation", "report", "rundir", "progress", "tracking", "demo"),
     ("stages",),
-    ("pipeline", "export", "score", "bench", "sweep"),
+    ("pipeline", "export", "score", "bench", "sweep", "plan", "submit", "doctor"),
     ("cli",),
 ]
 # Libraries that need a cluster, a GPU or a compiler to be of use, and the only modules that may import them.
 ROOMS = {
-    "ray": {"cluster", "engines.actor", "engines.fleet", "engines.pool", "engines.remote", "training.supervise"},
+    "ray": {
+        *("cluster", "engines.actor", "engines.fleet", "engines.pool", "engines.remote", "training.supervise"),
+        *("submit.client", "doctor.cluster"),
+    },
     "vllm": {"engines.vllm_actor"},
     "deepspeed": {"training.zero", "training.sequence"},
 }

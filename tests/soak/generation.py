@@ -33,7 +33,8 @@ import ray
 from ray.util import placement_group_table
 
 from shard_dist import cluster
-from shard_dist.config.schema import Backend, ClusterConfig, FakeConfig, ModelConfig
+from shard_dist.config.cluster import ClusterConfig
+from shard_dist.config.schema import Backend, FakeConfig, ModelConfig
 from shard_dist.engines.fake import FakeEngine
 from shard_dist.engines.pool import EnginePool
 from shard_dist.engines.protocol import CallRefused

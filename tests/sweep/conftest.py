@@ -17,7 +17,7 @@ from rich.console import Console
 
 import shard_dist.sweep.run
 from shard_dist.artefacts import write_json
-from shard_dist.config.schema import ClusterConfig
+from shard_dist.config.cluster import ClusterConfig
 from shard_dist.engines.fake import FakeEngine
 from shard_dist.engines.pool import PoolCounts
 from shard_dist.engines.rows import Rows
