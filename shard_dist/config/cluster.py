@@ -1,7 +1,7 @@
 """The settings of a cluster: `cluster` of the configuration, one docstring line under every field.
 
-A run reads address, cpus, boots_at_once and wait_for_nodes. The rest describes machines: `plan` reckons with it, `submit`
-and `doctor` start and check them by it. None of it decides a result.
+A run reads address, cpus, boots_at_once and wait_for_nodes. The rest describes machines: `plan` reckons with it,
+`submit` and `doctor` start and check them by it. None of it decides a result.
 """
 
 from __future__ import annotations
