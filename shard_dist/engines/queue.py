@@ -79,6 +79,7 @@ class RowQueue:
         self.blamed: dict[str, list[int]] = {}  # worker -> rows that its dead engine named
         self.cell = ""  # the worker that runs rows one by one, or runs dry to do so
         self.dropped: dict[str, list[int]] = {}
+        self.hedged: set[int] = set()
         self.durations: deque[float] = deque(maxlen=1000)
         self.events: list[tuple[str, str, str]] = []
 
@@ -106,13 +107,13 @@ class RowQueue:
         for lease in returned:
             if self.out[worker].pop(lease.index, None):
                 self.returned.appendleft(lease)
-        leases = self._lease(worker, room)
+        leases = self._lease(worker, min(room, self._fair() - len(self.out[worker])))
         self.out[worker].update({lease.index: (lease, now) for lease in leases})
         if not self.out[worker] and self.cell == worker:
             self.cell = ""
         if room and not leases and self.done < self.total:
             leases = self._hedge(worker, now)
-            if not leases:
+            if not leases and len(self.out[worker]) < self._fair():
                 self._ask_the_fullest(worker)
         drop, self.dropped[worker] = self.dropped[worker], []
         return Reply(leases, self.asked.pop(worker, 0), drop, self.done == self.total)
@@ -123,10 +124,15 @@ class RowQueue:
             return
         self.done += 1
         self.durations.append(now - lease[1])
-        for other, rows in self.out.items():
-            if index in rows:  # it was hedged
+        for other, rows in self.out.items() if index in self.hedged else ():
+            if index in rows:
                 del rows[index]
                 self.dropped[other].append(index)
+
+    def _fair(self) -> int:
+        """A worker's even share of the rows that are left: else whoever is first takes all of a small run, and whoever
+        gives rows back has room for them and takes them again."""
+        return -(-(self.total - self.done) // len(self.out))
 
     def _lease(self, worker: str, most: int) -> list[Lease]:
         if any(_alone(lease) for lease, _ in self.out[worker].values()):
@@ -198,6 +204,7 @@ class RowQueue:
                 if other != worker and index not in twice and now - since > late:
                     copy = replace(lease, again=True)
                     self.out[worker][index] = (copy, now)
+                    self.hedged.add(index)
                     self.events.append(("hedged", worker, f"row {index}, {now - since:.1f} s at {other}"))
                     return [copy]
         return []

@@ -93,8 +93,8 @@ def test_at_the_end_the_longest_rows_go_first_from_any_group() -> None:
 def test_an_idle_engine_gets_rows_back_with_their_answers() -> None:
     queue = queue_of([("", 0)] * 8)
     queue.join("full", 8)
-    queue.join("idle", 8)
     leases = queue.exchange("full", [], [], 8).leases
+    queue.join("idle", 8)
     assert queue.exchange("idle", [], [], 8).leases == []
     asked = queue.exchange("full", [], [], 0).give_back
     assert asked == 4
@@ -103,12 +103,34 @@ def test_an_idle_engine_gets_rows_back_with_their_answers() -> None:
     assert queue.exchange("idle", [], [], 8).leases == given[::-1]
 
 
+def test_whoever_gives_rows_back_does_not_take_them_again() -> None:
+    """Although it has room: its worker's open rows are more than a small run has in all."""
+    queue = queue_of([("", 0)] * 100)
+    queue.join("full", 64)
+    leases = queue.exchange("full", [], [], 256).leases
+    queue.join("idle", 64)
+    queue.exchange("idle", [], [], 256)
+    asked = queue.exchange("full", [], [], 156).give_back
+    assert queue.exchange("full", [], leases[:asked], 156 + asked).leases == []
+    assert len(queue.exchange("idle", [], [], 256).leases) == asked == 50
+
+
+@given(rows=st.integers(1, 300), workers=st.integers(1, 9))
+def test_engines_that_are_there_share_a_small_run_evenly(rows: int, workers: int) -> None:
+    queue = queue_of([("", 0)] * rows)
+    for number in range(workers):
+        queue.join(str(number), 64)
+    sizes = [len(queue.exchange(str(number), [], [], 256).leases) for number in range(workers)]
+    assert sum(sizes) == min(rows, 256 * workers)
+    assert max(sizes) <= -(-rows // workers)
+
+
 def test_a_row_far_too_late_at_the_end_is_run_twice_and_counted_once() -> None:
     clock = [0.0]
     queue = queue_of([("", 0)] * 100, clock)
     queue.join("slow", 100)
-    queue.join("quick", 100)
     taken = [lease.index for lease in queue.exchange("slow", [], [], 100).leases]
+    queue.join("quick", 100)
     clock[0] = 1.0
     queue.exchange("slow", taken[1:], [], 0)
     assert queue.exchange("quick", [], [], 5).leases == []  # not late yet
