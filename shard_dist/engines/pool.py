@@ -74,18 +74,26 @@ class EnginePool:
         """
         identities = {name: role.identity for name, role in self.fleet.roles.items()}
         for role, calls in calls_around(program, empty, identities).items():
-            lives = self.fleet.ready(role)
-            try:
-                fault = ray.get(lives[0].actor.fits.remote(calls)) if lives else ""
-            except RayTaskError as error:
-                if isinstance(error.cause, ValueError):
-                    raise ValueError(f"models.{role}: {error.cause}") from None
-                raise
-            if fault:
+            if fault := self._unfit(role, calls):
                 raise ValueError(
                     f"models.{role}: the context is too short for the templates of {self.telemetry.stage}, even around "
                     f"an empty row: {fault}; shorten them, lower max_tokens, or raise max_model_len"
                 )
+
+    def _unfit(self, role: str, calls: Sequence[Call]) -> str:
+        """What keeps an engine from taking these calls; "" where none is left that could tell."""
+        for life in self.fleet.ready(role):
+            try:
+                fault: str = ray.get(life.actor.fits.remote(calls))
+                return fault
+            except RayTaskError as error:
+                if isinstance(error.cause, ValueError):
+                    raise ValueError(f"models.{role}: {error.cause}") from None
+                if not isinstance(error.cause, EngineDied):
+                    raise
+            except RayActorError:
+                continue  # it died since it booted: that is for the next tick to see, and another's to tell
+        return ""
 
     def run(
         self,

@@ -6,6 +6,9 @@ import json
 import os
 import shutil
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from shard_dist.rundir import Run, Stage, config_text, git_state
 from shard_dist.stages.roles import identify
 from shard_dist.tracking import Tracker, tracking
 from shard_dist.training.job import TrainJob, write_job
+
+LOOK = 10.0  # seconds between looks at whether the cluster still has what the training needs
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -55,11 +60,15 @@ def work(run: Run, progress: Progress) -> dict[str, Any]:
         leave_others(job, progress)
     cluster.join(config.cluster)
     workers = settings.workers
-    cluster.require(
-        f"train.workers = {workers}", cpus=workers * settings.cpus_per_worker, gpus=workers * settings.gpus_per_worker
+    require = partial(
+        cluster.require,
+        f"train.workers = {workers}",
+        cpus=workers * settings.cpus_per_worker,
+        gpus=workers * settings.gpus_per_worker,
     )
+    require()
     with tracking(config, run.path) as tracker, progress.bar("steps", 0) as bar:
-        follower = Follower(run / "train_metrics.jsonl", tracker, bar)
+        follower = Follower(run / "train_metrics.jsonl", tracker, bar, require)
         try:
             counts = run_training(job, str(run / "logs" / "train"))
         finally:
@@ -114,11 +123,14 @@ def leave_others(job: TrainJob, progress: Progress) -> None:
 class Follower:
     """Reads what the training processes write, line by line, for the person who watches and for the trackers.
 
-    The processes may be on other machines; a file on the run's storage is all that they share with us.
+    The processes may be on other machines; a file on the run's storage is all that they share with us. `require`
+    raises ValueError while the cluster has too little for them, as after the loss of a node: Ray then waits for one
+    without a word.
     """
 
-    def __init__(self, path: Path, tracker: Tracker, bar: Bar) -> None:
-        self.path, self.tracker, self.bar = path, tracker, bar
+    def __init__(self, path: Path, tracker: Tracker, bar: Bar, require: Callable[[], None] = lambda: None) -> None:
+        self.path, self.tracker, self.bar, self.require = path, tracker, bar, require
+        self.lack, self.looked = "", time.monotonic()
         self.file, self.position = (path.stat().st_ino, path.stat().st_size) if path.exists() else (0, 0)
         self.last = 0
         self.val_loss: float | None = None
@@ -129,7 +141,18 @@ class Follower:
     def _follow(self) -> None:
         while not self.ended.wait(0.5):
             self._read()
+            if time.monotonic() - self.looked >= LOOK:
+                self._look()
         self._read()
+
+    def _look(self) -> None:
+        before, self.lack, self.looked = self.lack, "", time.monotonic()
+        try:
+            self.require()
+        except ValueError as error:
+            self.lack = str(error)
+        if self.lack not in ("", before):
+            self.bar.progress.note(f"{self.lack}: a node is gone, and training waits for another")
 
     def _read(self) -> None:
         if not self.path.exists():

@@ -259,3 +259,14 @@ def test_the_cause_is_the_cores_error_not_its_parents(tmp_path: Path) -> None:
     assert "larger than the model's" in boot_error(log, many)
     log.write_text("nothing of use")
     assert boot_error(log, OSError("no such device")).startswith("OSError: no such device")
+
+
+def test_an_engine_may_die_before_it_is_asked_whether_calls_fit(tmp_path: Path) -> None:
+    """As with its node, between its boot and its first work: another one tells, and the run goes on."""
+    with Pool(tmp_path, role(tmp_path, "student", engines=2)) as pool:
+        while len(pool.pool.fleet.ready("student")) < 2:
+            pool.pool.fleet.tick()
+        ray.kill(pool.pool.fleet.ready("student")[0].actor)
+        pool.pool.check(Echo(("student",)), "")
+        assert [row for row, _ in pool.run(Echo(("student",)), ["a", "b"])] == ["a", "b"]
+        assert "died" in pool.events()

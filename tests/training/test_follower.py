@@ -66,3 +66,20 @@ def test_a_warning_is_said_once_with_its_step(tmp_path, loss: float) -> None:
 def test_a_cpu_has_no_utilisation_to_show(tmp_path) -> None:
     line = {name: value for name, value in STEP.items() if name != "mfu"}
     assert "MFU" not in follow(tmp_path / "metrics.jsonl", [{"step": 1, **line}])[1]
+
+
+def test_a_cluster_that_has_become_too_small_is_told_once_per_loss(tmp_path) -> None:
+    """Ray waits for nodes without a word, and a training may wait for hours."""
+    answers, screen = iter(["", "32 GPUs; has 24", "32 GPUs; has 24", "", "32 GPUs; has 16"]), io.StringIO()
+
+    def require() -> None:
+        if lack := next(answers, ""):
+            raise ValueError(lack)
+
+    with Progress(Console(file=screen, width=200), heartbeat=0).bar("steps", 0) as bar:
+        follower = Follower(tmp_path / "metrics.jsonl", Log(), bar, require)
+        follower.stop()  # its own looks
+        for _ in range(5):
+            follower._look()
+    assert screen.getvalue().count("has 24: a node is gone") == 1
+    assert screen.getvalue().count("has 16: a node is gone") == 1
