@@ -247,7 +247,7 @@ def _check_train(train: TrainConfig) -> None:
     for name in TRAIN_POSITIVE:
         _require(getattr(train, name) > 0, f"train.{name}", getattr(train, name), "it must be above 0")
     _require(0 <= train.warmup_ratio < 1, "train.warmup_ratio", train.warmup_ratio, "a share in [0, 1)")
-    if train.workers > train.global_batch_size:
+    if train.workers // max(1, train.long.sequence_parallel) > train.global_batch_size:  # groups that share a row
         warnings.warn(
             f"train.workers is {train.workers} and train.global_batch_size {train.global_batch_size}: "
             "workers without a row wait for the others in every step",
