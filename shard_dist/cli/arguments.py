@@ -13,3 +13,12 @@ Overrides = Annotated[
     typer.Argument(metavar="[key=value ...]", help="Settings over the file's: train.epochs=2", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+ClusterFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--cluster",
+        metavar="FILE",
+        help="A cluster's description (configs/clusters), over CONFIG's own.",
+        show_default=False,
+    ),
+]

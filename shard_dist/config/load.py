@@ -77,12 +77,12 @@ FREE_TRAIN_FIELDS = (
 )
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The Config of a YAML file, its includes and overrides, checked.
+def load_config(path: str | Path, overrides: Sequence[str] = (), cluster: Path | None = None) -> Config:
+    """The Config of a YAML file, its includes, the description of a `cluster` over it, and overrides; checked.
 
     `include: [a.yaml]` is read first, relative to the including file; what comes later wins. Raises ValueError.
     """
-    config = config_of(read_tree(Path(path), overrides, {}), path)
+    config = config_of(read_tree(Path(path), overrides, {}, cluster=cluster), path)
     check(config)
     return config
 
@@ -94,14 +94,17 @@ def load_judging(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def read_tree(path: Path, overrides: Sequence[str], base: dict[str, Any], beside: str = "") -> DictConfig:
-    """Unchecked, and what must be set may be missing; `base` comes before everything else.
+def read_tree(
+    path: Path, overrides: Sequence[str], base: dict[str, Any], beside: str = "", cluster: Path | None = None
+) -> DictConfig:
+    """Unchecked, and what must be set may be missing; `base` comes before everything else, `cluster` after the file.
 
     The key `beside` of the file itself is no setting and is left out.
     """
     tree = OmegaConf.merge(OmegaConf.structured(Config), base)
     assert isinstance(tree, DictConfig)
     tree = include(tree, path, beside)
+    tree = include(tree, cluster) if cluster else tree
     for word in overrides:
         tree = override(tree, word)
     if not tree.run.name:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE
@@ -14,8 +14,9 @@ from shard_dist.config.schema import Config
 from shard_dist.engines.placement import gpus_of
 from shard_dist.progress import Progress
 from shard_dist.recipes.base import find
+from shard_dist.rundir import Run
 from shard_dist.sweep.dry import Book, Kind, Probe, probe
-from shard_dist.sweep.plan import Arm, Sweep
+from shard_dist.sweep.plan import Sweep
 
 Row = dict[str, Any]
 CHARS_PER_TOKEN = 4  # of English prose under most tokenizers
@@ -37,7 +38,7 @@ def estimates(sweep: Sweep, book: Book, probes: Sequence[Probe], compared: set[s
     Of an arm's distinct `calls` every one is `new`, `in_ledger` or `shared` (new for an arm above). GPU hours are those
     that are still to come, as if every record were kept and trained on; None where no rate is known.
     """
-    lengths, rates = _lengths(book), _rates(sweep)
+    lengths, rates = known_lengths(book), _rates(sweep)
     seen: set[str] = set()
     rows = []
     for keys, each in [*((each.keys, each) for each in probes), (compared, None)]:
@@ -78,7 +79,7 @@ def _total(rows: Sequence[Row]) -> Row:
     return {name: sum(row[name] for row in rows) for name in SUMS} | optional
 
 
-def _lengths(book: Book) -> dict[Kind, float]:
+def known_lengths(book: Book) -> dict[Kind, float]:
     """Mean length of the answers that the ledger has, by kind of call, in tokens."""
     found: dict[Kind, list[int]] = defaultdict(list)
     for call in book.calls.values():
@@ -93,33 +94,31 @@ def _length(kind: Kind, lengths: Mapping[Kind, float]) -> float:
 
 def _rates(sweep: Sweep) -> dict[str, float | None]:
     """Tokens per GPU second: as stated, else what finished arms took."""
-    costs = sweep.costs
+    costs, runs = sweep.costs, [arm.run for arm in sweep.arms]
     return {
-        "generate": costs.generation_tokens_per_gpu_second or _measured(sweep, "generate", "completion_tokens"),
-        "train": costs.training_tokens_per_gpu_second or _measured(sweep, "train", "tokens"),
+        "generate": costs.generation_tokens_per_gpu_second or measured(runs, "generate", "completion_tokens"),
+        "train": costs.training_tokens_per_gpu_second or measured(runs, "train", "tokens"),
     }
 
 
-def _measured(sweep: Sweep, stage: str, tokens: str) -> float | None:
-    """Tokens over seconds x GPUs of the arms that have finished the stage."""
+def measured(runs: Iterable[Run], stage: str, tokens: str) -> float | None:
+    """Tokens over seconds x GPUs (processes, where a run has none) of the runs that have finished the stage."""
     made = seconds = 0.0
-    for arm in sweep.arms:
-        manifest, gpus = arm.run.manifest(stage), _gpus(arm, stage)
-        if manifest and gpus:
+    for run in runs:
+        if manifest := run.manifest(stage):
             made += manifest["counts"].get(tokens, 0)
-            seconds += manifest["seconds"] * gpus
+            seconds += manifest["seconds"] * _units(run.config, stage)
     return made / seconds if made and seconds else None
 
 
-def _gpus(arm: Arm, stage: str) -> float:
-    config = arm.config
+def _units(config: Config, stage: str) -> float:
     if stage == "train":
-        return config.train.workers * config.train.gpus_per_worker
+        return config.train.workers * (config.train.gpus_per_worker or 1)
     specs = [config.models[name] for name in find(config.recipe.name).roles(config.recipe)]
-    return sum(gpus_of(spec, _has_gpus(config)) * spec.engines for spec in specs)
+    return sum((gpus_of(spec, has_gpus(config)) or 1) * spec.engines for spec in specs)
 
 
-def _has_gpus(config: Config) -> bool:
+def has_gpus(config: Config) -> bool:
     """A configuration that trains on CPUs is for a machine without GPUs."""
     return config.train.gpus_per_worker > 0
 
@@ -132,7 +131,7 @@ def _hours(
     rates: Mapping[str, float | None],
     trains: bool,
 ) -> float | None:
-    if not _has_gpus(probe.arm.config):
+    if not has_gpus(probe.arm.config):
         return 0.0
     trains = trains and not {"train", "rounds"} & set(probe.done)
     tokens = {
