@@ -132,8 +132,14 @@ def _versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the code and whether it was changed since; empty where the code is no checkout."""
+    """Commit of the code and whether it was changed since; empty where the code is no checkout.
+
+    Code that was sent to a cluster is none, and has a file with what this said where it was sent from.
+    """
     root = Path(__file__).parent
+    if (root / "commit.json").is_file():
+        found: dict[str, Any] = artefacts.read_json(root / "commit.json")
+        return found
 
     def git(*words: str) -> str:
         answer = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from pathlib import Path
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
-def sh(*words: str, check: bool = True) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+def sh(*words: str, check: bool = True, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0 or not check, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -29,6 +29,8 @@ class Nodes:
     bridge: str
     temp: Path
     environment: dict[str, str]
+    cpus: Sequence[int]
+    dashboard: bool
 
     def address(self, number: int) -> str:
         return f"10.213.7.{number + 1}"
@@ -46,24 +48,44 @@ class Nodes:
             sh(*self.command(number, "ip", "addr", "add", f"{self.address(number)}/24", "dev", "eth0"))
             for device in ("lo", "eth0"):
                 sh(*self.command(number, "ip", "link", "set", device, "up"))
-        head = ["--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={self.temp}"]
-        for number in range(len(self.names)):
-            where = head if number == 0 else [f"--address={self.address(0)}:6379"]
-            options = [f"--node-ip-address={self.address(number)}", "--num-cpus=1", "--disable-usage-stats"]
-            done = subprocess.run(
-                self.command(number, *RAY, "start", *where, *options),
-                env=self.environment,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=120,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
+            self.join(number)
+
+    def join(self, number: int) -> None:
+        """Start Ray there, the head first; a node that was killed comes back as a new one."""
+        where = [f"--address={self.address(0)}:6379"]
+        if number == 0:
+            board = f"--include-dashboard={str(self.dashboard).lower()}"
+            where = ["--head", "--port=6379", board, f"--dashboard-host={self.address(0)}", f"--temp-dir={self.temp}"]
+        options = [f"--node-ip-address={self.address(number)}", f"--num-cpus={self.cpus[number]}"]
+        done = subprocess.run(
+            self.command(number, *self._own_disk(number), *RAY, "start", *where, *options, "--disable-usage-stats"),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _own_disk(self, number: int) -> list[str]:
+        """A directory of its own under the same name, as on a machine of its own: nodes unpack jobs' files there.
+
+        `ip netns exec` gives every command its own view of the mounts. The head's is everybody's: drivers look there.
+        """
+        if number == 0:
+            return []
+        own = self.temp.with_name(f"{self.temp.name}-{number}")
+        for place in (self.temp, own):
+            place.mkdir(exist_ok=True)
+        return ["sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', str(own), str(self.temp)]
+
+    def processes(self, number: int) -> list[str]:
+        """Process ids of a node."""
+        return sh("ip", "netns", "pids", self.names[number], check=False).split()
 
     def kill(self, number: int) -> None:
         """Every process of a node at once, as when its plug is pulled."""
-        pids = sh("ip", "netns", "pids", self.names[number], check=False).split()
-        if pids:
+        if pids := self.processes(number):
             sh("kill", "-9", *pids, check=False)
 
     def stop(self) -> None:
@@ -84,15 +106,21 @@ def impossible() -> str:
 
 
 @contextmanager
-def ray_nodes(number: int = 3) -> Iterator[Nodes]:
-    """So many nodes, the first of them the head; nothing of them is left behind."""
+def ray_nodes(number: int = 3, *, cpus: Sequence[int] = (), dashboard: bool = False) -> Iterator[Nodes]:
+    """So many nodes, the first of them the head; nothing of them is left behind.
+
+    `cpus` of each node, one where it is empty; `dashboard` on the head, which has Ray's job API.
+    """
     tag = secrets.token_hex(2)
     temp = Path("/tmp") / f"sd{tag}"  # Ray's socket paths must stay below 108 characters
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    made = Nodes([f"sd{tag}{place}" for place in range(number)], f"sd{tag}br", temp, environment)
+    made = Nodes(
+        [f"sd{tag}{place}" for place in range(number)], f"sd{tag}br", temp, environment, cpus or [1] * number, dashboard
+    )
     try:
         made.start()
         yield made
     finally:
         made.stop()
-        shutil.rmtree(temp, ignore_errors=True)
+        for place in temp.parent.glob(f"{temp.name}*"):
+            shutil.rmtree(place, ignore_errors=True)
