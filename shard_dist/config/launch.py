@@ -37,7 +37,7 @@ class LaunchConfig:
     python: str = ""
     """Interpreter on the nodes that has shard_dist's dependencies, absolute; empty: the one that Ray itself runs in."""
     image: str = ""
-    """Container image (docker/Dockerfile) for kuberay, and for slurm with a container runtime."""
+    """Container image (docker/Dockerfile) for kuberay and ray-launcher; for slurm, where nodes have Apptainer."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of every process. No secrets: they would stand in manifests and job descriptions."""
     setup: list[str] = field(default_factory=list)
@@ -47,4 +47,8 @@ class LaunchConfig:
     kuberay: KubeRayConfig = field(default_factory=KubeRayConfig)
     """For submit --target kuberay."""
     provider: dict[str, Any] = field(default_factory=dict)
-    """For --target ray-launcher: the provider section of Ray's cluster launcher (type, region, ...)."""
+    """For submit --target ray-launcher: the provider section of Ray's cluster launcher (type, region, ...)."""
+    auth: dict[str, Any] = field(default_factory=dict)
+    """For the same: how its nodes are logged in to (ssh_user, ssh_private_key)."""
+    node_config: dict[str, Any] = field(default_factory=dict)
+    """For the same, but for the provider `local`: the provider's words for a node (InstanceType, ...)."""
