@@ -6,6 +6,8 @@ import logging
 import os
 import secrets
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import ray
 
@@ -15,8 +17,11 @@ from shard_dist.config.cluster import ClusterConfig
 LEAST_CPUS = 4
 
 
-def join(config: ClusterConfig) -> None:
-    """Have a Ray cluster from now on, unless there is one. Raises ValueError where the named one is not there."""
+def join(config: ClusterConfig, packages: Sequence[Path] = ()) -> None:
+    """Have a Ray cluster from now on, unless there is one. Raises ValueError where the named one is not there.
+
+    `packages` are sent to the nodes of a cluster that is joined, whose processes then import these.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -25,7 +30,8 @@ def join(config: ClusterConfig) -> None:
         if config.cpus:
             warnings.warn("cluster.cpus has no effect on a cluster that is joined", stacklevel=2)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            sent = {"py_modules": [str(package) for package in packages]} if packages else None
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=sent)
         except ConnectionError as error:
             raise ValueError(f"cluster.address: no Ray cluster at {address!r}: {error}") from error
         return

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from shard_dist import __version__
-from shard_dist.cli import examples, judging, ledger, stages
+from shard_dist.cli import doctor, examples, jobs, judging, ledger, plan, stages
 
 HELP = """Self-reframing distillation (SHARD): make a language model safe and helpful by its own words.
 
@@ -21,7 +21,8 @@ The same command again goes on where the last one stopped, however it stopped.""
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 for command in (
     *(stages.run, stages.prompts, stages.generate, stages.select, stages.train, stages.evaluate, stages.report),
-    *(stages.recipes, stages.sweep, judging.score),
+    *(stages.recipes, stages.sweep, plan.plan, doctor.doctor),
+    *(jobs.submit, jobs.status, jobs.logs, jobs.attach, jobs.stop, judging.score),
 ):
     app.command()(command)
 app.command("judge-bench")(judging.judge_bench)

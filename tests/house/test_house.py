@@ -21,7 +21,7 @@ FLOORS = [
     ("recipes", "training", "evaluation", "report", "rundir", "progress", "tracking", "demo"),
     ("stages",),
     ("pipeline", "export", "score", "bench", "sweep", "plan", "submit", "doctor"),
-    ("cli",),
+    ("cli", "__main__"),
 ]
 # Libraries that need a cluster, a GPU or a compiler to be of use, and the only modules that may import them.
 ROOMS = {
