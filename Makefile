@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 # Downloads of this size want more patience than pip's default.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --timeout 120
 
-.PHONY: demo sweep test unit lint format lock seed-model kill-test soak peers bench-kernels bench-generation bench-training bench-evaluation clean help
+.PHONY: demo sweep test unit lint format lock seed-model kill-test soak peers bench-kernels bench-generation bench-training bench-evaluation bench-nodes clean help
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,11 +21,11 @@ demo: $(STAMP)  ## The whole method on a toy model: prompts in, report out
 sweep: $(STAMP)  ## Self, teacher and the better of both, two seeds each, on the toy model: one page (after make demo; 10 minutes)
 	$(BIN)/shard-dist sweep configs/sweeps/demo.yaml
 
-test: $(STAMP)  ## Every test
-	$(BIN)/python -m pytest
+test: unit  ## Every test
+	$(BIN)/python -m pytest -m "ray or vllm or zero or e2e"
 
-unit: $(STAMP)  ## Tests without Ray, vLLM or DeepSpeed: four minutes
-	$(BIN)/python -m pytest -m "not ray and not vllm and not zero and not e2e"
+unit: $(STAMP)  ## Tests without Ray, vLLM or DeepSpeed, on every core: three minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not ray and not vllm and not zero and not e2e"
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -61,10 +61,16 @@ bench-evaluation: $(STAMP)  ## 100,000 answers judged and measured, coverage of 
 	$(BIN)/python tests/benchmarks/evaluation.py $(BENCH)
 	$(BIN)/python tests/benchmarks/page.py
 
-lock:  ## Resolve requirements/cpu.in again (needs uv)
+bench-nodes: $(STAMP)  ## From 1 to 64 nodes by simulation: throughput and what limits it, a plot (BENCH=--measure: anew, as root)
+	$(BIN)/python tests/benchmarks/many_nodes.py $(BENCH)
+
+lock:  ## Resolve requirements/{cpu,gpu}.in again (needs uv)
 	uv pip compile --quiet --no-header --no-annotate --python-version 3.11 requirements/cpu.in \
 	    --override requirements/overrides.txt --output-file requirements/cpu.lock
 	sed -i 's/^torch==2\.13\.0+cpu$$/torch==2.13.0/' requirements/cpu.lock
+	cp requirements/cpu.lock requirements/gpu.lock    # uv keeps versions that it finds where they fit
+	uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	    requirements/gpu.in --output-file requirements/gpu.lock
 
 clean:  ## Remove .venv and caches; runs stay
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
