@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from shard_dist.engines.placement import gpus_of
 from shard_dist.plan.account import GIB, Account
 from shard_dist.plan.generation import GenerationMemory
 from shard_dist.plan.hours import Phase
@@ -105,8 +106,7 @@ def _place(plan: Plan, part: Part, account: Account) -> tuple[str, float, str]:
 
 def _engines(plan: Plan, role: str) -> str:
     spec = plan.config.models[role]
-    placed = next((wave.placed for wave in plan.waves if role in wave.roles and wave.placed), None)
-    each = sum(bundle.get("GPU", 0) for bundle in placed.placements[role].bundles) if placed else 0
+    each = gpus_of(spec, plan.nodes.gpus > 0)
     return f"{spec.engines} x {each:g} GPU{'s' * (each > 1)}" if each else f"{spec.engines} on CPUs"
 
 

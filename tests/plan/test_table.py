@@ -67,6 +67,7 @@ def test_what_does_not_fit_and_what_would_are_named(file: Path) -> None:
     for problem in plan.problems:
         assert problem in " ".join(lines)
     assert {"train.workers=8", "models.student.engines=8"} <= set(lines)
+    assert any(line.startswith("student, 20 x 1 GPU ") for line in lines), "they have no place and GPUs all the same"
 
 
 @pytest.mark.parametrize("width", [80, 120])
