@@ -117,7 +117,7 @@ class _Client(JobSubmissionClient):
 
     def _raise_error(self, r: requests.Response) -> None:
         said = r.text.strip().splitlines()[-1] if r.text.strip() else "no reason given"
-        if r.status_code >= 500 and r.status_code != 500:  # a gateway's: the cluster itself was not reached
+        if r.status_code > 500:  # a gateway's: the cluster itself was not reached
             raise ConnectionError(f"HTTP {r.status_code}: {said}")
         raise ValueError(f"the cluster at {self.get_address()} says: {said} (HTTP {r.status_code})")
 
