@@ -156,8 +156,7 @@ def test_no_example_left_is_an_error_that_says_why(
     sources = tmp_path / "one.csv"
     sources.write_text("id,prompt\n1,zither-xylophone\n")  # the fake engine repeats plain words only: off topic
     source = f"data.sources=[{{kind: table, path: {sources}, columns: {{id: id, text: prompt}}}}]"
-    for stage in ("prompts", "generate", "select"):
-        done = shard_dist(root, stage, words[0], *refusing, source, "data.split.test=0", "data.split.val=0")
+    done = shard_dist(root, "run", words[0], *refusing, source, "data.split.test=0", "data.split.val=0")
     assert done.returncode == 1
     assert "no example is left to train on" in done.stderr
 
