@@ -201,7 +201,7 @@ class _Engine:
         shape, tensor = self.shape, self.tensor
         if shape.heads % tensor:
             yield f"tensor_parallel_size {tensor} does not divide the {shape.heads} attention heads of {shape.name}"
-        elif shape.kv_heads % tensor and tensor % shape.kv_heads:
+        elif not shape.splits(tensor):
             yield f"tensor_parallel_size {tensor} and the {shape.kv_heads} key heads of {shape.name} do not divide"
         if self.context > shape.positions > 0 and "hf_overrides" not in self.settings:
             yield f"max_model_len {self.context:,} is more than the {shape.positions:,} tokens that {shape.name} knows"

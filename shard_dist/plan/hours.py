@@ -20,8 +20,8 @@ from shard_dist.plan.generation import generation_memory
 from shard_dist.plan.machines import nodes_of
 from shard_dist.plan.model import Shape
 from shard_dist.plan.workload import Asked, Workload
-from shard_dist.report.inputs import engine_log
 from shard_dist.rundir import Run
+from shard_dist.sweep.costs import engine_lives
 from shard_dist.sweep.estimate import has_gpus, measured
 from shard_dist.training.throughput import ModelCost, named_peak
 
@@ -98,16 +98,10 @@ def measured_rates(path: Path) -> tuple[dict[str, Rate], Rate | None]:
 
 def _engine_rates(run: Run) -> Iterator[tuple[str, Rate]]:
     """(role, completion tokens per second of its GPUs), between the first and the last sign of its engines' lives."""
-    lives: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    for sample in engine_log(run / "engines.jsonl").samples:
-        lives[sample["engine"], sample["life"]].append((sample["time"], sample["completion_tokens"]))
     tokens, seconds = defaultdict[str, float](float), defaultdict[str, float](float)
-    for (engine, _), samples in lives.items():
-        role = engine.rpartition("-")[0]
-        if spec := run.config.models.get("student" if role == "tuned" else role):
-            times, totals = zip(*samples, strict=True)
-            tokens[role] += max(totals)
-            seconds[role] += (max(times) - min(times)) * (gpus_of(spec, has_gpus(run.config)) or 1)
+    for life in engine_lives(run.config, run.path):
+        tokens[life.role] += life.tokens
+        seconds[life.role] += life.seconds * (life.gpus or 1)
     for role, spent in seconds.items():
         if tokens[role] and spent:
             yield role, Rate(tokens[role] / spent, "measured", str(run.path))
@@ -172,7 +166,7 @@ class _Pace:
     """How long a role takes for its calls of a part, on `engines` engines."""
 
     def __init__(self, config: Config, asked: Asked, shapes: Mapping[str, Shape], rates: Rates, engines: int) -> None:
-        name = "student" if asked.role == "tuned" else asked.role
+        name = _model(asked.role)
         spec = config.models[name]
         self.asked, self.local = asked, spec.backend != Backend.http
         self.gpus = gpus_of(spec, has_gpus(config)) * engines
@@ -248,9 +242,14 @@ def _peak(nodes: NodesConfig) -> float:
     return nodes.gpu_tflops * 1e12 or named_peak(nodes.gpu) or 0.0
 
 
+def _model(role: str) -> str:
+    """Whose settings an engine of `role` has: the tuned model's are the student's."""
+    return "student" if role == "tuned" else role
+
+
 def _placed(config: Config, roles: Sequence[str]) -> Plan | None:
     """How engines of these roles are placed on the nodes; None where they find no place."""
-    specs = [(role, config.models["student" if role == "tuned" else role]) for role in roles]
+    specs = [(role, config.models[_model(role)]) for role in roles]
     try:
         return plan(specs, nodes_of(config.cluster.nodes))
     except ValueError:
@@ -259,6 +258,6 @@ def _placed(config: Config, roles: Sequence[str]) -> Plan | None:
 
 def _engines(config: Config, role: str, placed: Plan | None) -> int:
     """How many run: as many as asked for, and more where the cluster has room and `max_engines` lets them."""
-    spec = config.models["student" if role == "tuned" else role]
+    spec = config.models[_model(role)]
     room = placed.placements[role].room if placed else 0
     return min(max(spec.engines, spec.max_engines), spec.engines + room)

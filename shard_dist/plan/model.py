@@ -66,6 +66,10 @@ class Shape:
     quantization: tuple[tuple[str, Any], ...] = ()
     """What config.json says of how the weights are stored, empty where they are plain."""
 
+    def splits(self, size: int) -> bool:
+        """Whether `size` processes can share the attention heads: training/sequence.py and vLLM ask the same."""
+        return self.heads % size == 0 and (self.kv_heads % size == 0 or size % self.kv_heads == 0)
+
     @property
     def parameters(self) -> int:
         return sum(self.tensors)

@@ -94,8 +94,7 @@ def training_part(config: Config, shape: Shape) -> Part:
     if train.workers > room:
         each = f"gpus_per_worker {train.gpus_per_worker:g}, cpus_per_worker {train.cpus_per_worker:g}"
         problems.append(f"train.workers is {train.workers} ({each}); the machines hold {room}")
-    # As training/sequence.py refuses it, once the model's own configuration is read.
-    if shape.heads % size or (shape.kv_heads % size and size % shape.kv_heads):
+    if not shape.splits(size):
         heads = f"{shape.heads} attention heads and {shape.kv_heads} key heads"
         problems.append(f"train.long.sequence_parallel is {size}, which does not go into {heads}")
     problems += [problem for account in accounts for problem in _lacks("train", account)]

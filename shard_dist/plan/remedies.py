@@ -83,7 +83,7 @@ def _start(config: Config, shape: Shape) -> Iterator[Remedy]:
     """The nearest numbers of processes with which training starts at all."""
     train, size = config.train, config.train.long.sequence_parallel
     room = min(train.workers, _room(config))
-    allowed = [n for n in range(min(size, room), 0, -1) if splits(shape, n)]
+    allowed = [n for n in range(min(size, room), 0, -1) if shape.splits(n)]
     if allowed and (train.workers > room or allowed[0] != size):
         numbers = {"workers": room - room % allowed[0]} if train.workers > room or train.workers % allowed[0] else {}
         shared = {"long.sequence_parallel": allowed[0]} if allowed[0] != size else {}
@@ -107,15 +107,10 @@ def _offloading(config: Config) -> Iterator[Remedy]:
         yield _train("states lie on each node's own disk; name a directory there", optimizer, both)
 
 
-def splits(shape: Shape, size: int) -> bool:
-    """Whether `size` processes can share the attention heads: training/sequence.py and vLLM ask the same."""
-    return shape.heads % size == 0 and (shape.kv_heads % size == 0 or size % shape.kv_heads == 0)
-
-
 def _shares(present: int, gpus: int, shape: Shape) -> list[int]:
     """Larger groups that a node's GPUs and the heads divide into, the smallest first; any where the present fails."""
-    least = present if splits(shape, present) else 0
-    return [size for size in range(least + 1, gpus + 1) if gpus % size == 0 and splits(shape, size)]
+    least = present if shape.splits(present) else 0
+    return [size for size in range(least + 1, gpus + 1) if gpus % size == 0 and shape.splits(size)]
 
 
 def _doublings(above: int, most: int) -> list[int]:
@@ -145,7 +140,7 @@ def engines(config: Config, role: str, shape: Shape | None) -> Iterator[Remedy]:
         yield remedy("no longer context than the run's calls need", [{"engine_args.max_model_len": enough}])
     tensor = arguments.get("tensor_parallel_size", 1)
     wide = [_parallel(config, role, n, 1) for n in _shares(tensor, gpus, shape)]
-    across = [_parallel(config, role, gpus, n) for n in _doublings(1, nodes.count) if gpus and splits(shape, gpus)]
+    across = [_parallel(config, role, gpus, n) for n in _doublings(1, nodes.count) if gpus and shape.splits(gpus)]
     yield remedy("GPUs share the model", wide)
     yield remedy("nodes share the model, layer by layer", across)
     if arguments.get("gpu_memory_utilization", UTILIZATION) < MOST_UTILIZATION:

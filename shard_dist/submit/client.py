@@ -16,10 +16,10 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from shard_dist.submit.history import VARIABLES
 from shard_dist.submit.jobs import Facts, Job, Status
 
 TIMEOUT = (10, 120)  # seconds to connect and to wait for an answer; Ray's own requests wait for ever
-OVERRIDING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray lets them win over the address that it is given
 RUN, DIRECTORY = "shard_dist_run", "shard_dist_directory"  # keys of a job's metadata
 TOKEN_HELP = (
     "set RAY_AUTH_MODE=token, and give the cluster's token as RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH "
@@ -36,7 +36,7 @@ def connect(address: str) -> RayJobs:
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with _without(OVERRIDING):
+        with _without(VARIABLES):  # Ray lets them win over the address that it is given
             return RayJobs(address, _Client(address))
     except AuthenticationError as error:
         wrong = "wants another token than the one here" if "403" in str(error) or "invalid" in str(error) else ""

@@ -12,14 +12,8 @@ from shard_dist.submit.follow import Left, follow
 from shard_dist.submit.jobs import Jobs
 from shard_dist.submit.request import load, on_storage, request
 from shard_dist.submit.send import send
+from shard_dist.submit.targets import TARGETS
 from shard_dist.submit.targets import write as fill_in
-
-START = {
-    "slurm": "sbatch {}",
-    "kuberay": "kubectl apply -f {}",
-    "kuberay-cluster": "kubectl apply -f {}",
-    "ray-launcher": "ray up {}",
-}
 
 
 def submit(
@@ -37,14 +31,14 @@ def submit(
 
 def write(config_file: Path, overrides: Sequence[str], cluster: Path | None, target: str, out: Path | None) -> str:
     """The filled-in file of another target, or where it lies and how it is started."""
-    if target not in START:
-        raise ValueError(f"--target: there is no {target!r}; there are ray, {', '.join(START)}")
+    if target not in TARGETS:
+        raise ValueError(f"--target: there is no {target!r}; there are ray, {', '.join(TARGETS)}")
     config = load(config_file, overrides, cluster)
     text = fill_in(config_file, [*overrides, *on_storage(config)], config, target)
     if not out:
         return text
     out.write_text(text, encoding="utf-8")
-    return f"{out}; start it with: {START[target].format(out)}"
+    return f"{out}; start it with: {TARGETS[target].start} {out}"
 
 
 @contextmanager

@@ -51,9 +51,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Target:
-    """A template of `launch/`, the keys of `cluster` that it cannot do without, and what it alone reads."""
+    """A template of `launch/`, the command that starts its file, the keys of `cluster` that it cannot do without, and
+    what it alone reads."""
 
     template: str
+    start: str
     needs: tuple[str, ...]
     values: Callable[[Job], dict[str, Any]]
 
@@ -161,10 +163,10 @@ def _ray_launcher(job: Job) -> dict[str, Any]:
 MACHINES = ("nodes.count", "nodes.cpus")
 PODS = (*MACHINES, "nodes.memory_gib", "storage.path", "launch.image", "launch.kuberay.claim")
 TARGETS = {
-    "slurm": Target("slurm/ray.sbatch.j2", (*MACHINES, "storage.path"), _slurm),
-    "kuberay": Target("kuberay/rayjob.yaml.j2", PODS, _pods_and_run),
-    "kuberay-cluster": Target("kuberay/raycluster.yaml.j2", PODS, _pods),
-    "ray-launcher": Target("ray/cluster.yaml.j2", (*MACHINES, "launch.provider"), _ray_launcher),
+    "slurm": Target("slurm/ray.sbatch.j2", "sbatch", (*MACHINES, "storage.path"), _slurm),
+    "kuberay": Target("kuberay/rayjob.yaml.j2", "kubectl apply -f", PODS, _pods_and_run),
+    "kuberay-cluster": Target("kuberay/raycluster.yaml.j2", "kubectl apply -f", PODS, _pods),
+    "ray-launcher": Target("ray/cluster.yaml.j2", "ray up", (*MACHINES, "launch.provider"), _ray_launcher),
 }
 
 

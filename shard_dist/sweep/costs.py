@@ -7,6 +7,7 @@ the time do: the first arm that needs an answer pays for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from shard_dist.config.schema import Config
 from shard_dist.engines.placement import gpus_of
 from shard_dist.report.inputs import engine_log
 from shard_dist.rundir import Run
+from shard_dist.sweep.estimate import has_gpus
 
 Row = dict[str, Any]
 DATA = ("generate", "select")
@@ -71,14 +73,27 @@ def rounds(run: Run) -> Row:
 
 
 def _engine_gpu_seconds(config: Config, path: Path) -> float:
-    """Seconds between the first and the last sign of every engine's life, times its GPUs. Loading is not in it."""
-    lives: dict[tuple[str, str], list[float]] = {}
+    return sum(life.seconds * life.gpus for life in engine_lives(config, path))
+
+
+@dataclass(frozen=True)
+class Life:
+    """`seconds` between the first and the last sign of an engine, loading not in them, and the `tokens` it wrote."""
+
+    role: str
+    gpus: float
+    seconds: float
+    tokens: int
+
+
+def engine_lives(config: Config, path: Path) -> Iterator[Life]:
+    """Of every engine that the log of the run in `path` tells of and whose role the configuration has."""
+    lives: dict[tuple[str, str], list[Row]] = {}
     for sample in engine_log(path / "engines.jsonl").samples:
-        lives.setdefault((sample["engine"], sample["life"]), []).append(sample["time"])
-    has_gpus = config.train.gpus_per_worker > 0
-    total = 0.0
-    for (engine, _), times in lives.items():
+        lives.setdefault((sample["engine"], sample["life"]), []).append(sample)
+    for (engine, _), samples in lives.items():
         role = engine.rpartition("-")[0]
-        spec = config.models.get("student" if role == "tuned" else role)
-        total += (max(times) - min(times)) * gpus_of(spec, has_gpus) if spec else 0.0
-    return total
+        if spec := config.models.get("student" if role == "tuned" else role):
+            times = [sample["time"] for sample in samples]
+            tokens = max(sample["completion_tokens"] for sample in samples)
+            yield Life(role, gpus_of(spec, has_gpus(config)), max(times) - min(times), tokens)
